@@ -1,0 +1,1 @@
+"""CLIP and the methods that turn it into an anomaly map."""

@@ -1,0 +1,1 @@
+"""Exact metrics from histograms of float16 scores."""

@@ -1,0 +1,1 @@
+"""Segment Anything: encoder, prompt coordinates, batched decoder."""

@@ -1,0 +1,1 @@
+"""Generated inspection photographs with exact defect masks."""

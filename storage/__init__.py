@@ -1,0 +1,1 @@
+"""Everything on disk: datasets, artefacts, weights, keys, tables."""
