@@ -1,0 +1,208 @@
+"""The configuration: one frozen model per stage. A default is the paper's, or the table's of the open choices A1–A20.
+
+The choices that the paper leaves open are numbered A1 to A20 in this project's method notes; the number stands beside
+each field. Every field of a stage's model is part of that stage's key, except those that cannot change its output
+(``batch_size``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Precision = Literal["fp32", "bf16"]
+Frame = Annotated[int, Field(ge=16, le=8192)] | Literal["native"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetConfig(Section):
+    """Which photographs are evaluated."""
+
+    path: Path | None = None
+    layout: Literal["auto", "mvtec", "visa", "folder", "manifest"] = "auto"
+    name: str | None = Field(None, description="name in the tables; the folder's name when absent")
+    split: Literal["test", "train"] = "test"
+    categories: tuple[str, ...] | None = Field(None, description="only these; all when absent")
+    exclude: tuple[str, ...] = Field((), description="all but these")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="words for CLIP by category; the category's folder name when absent"
+    )
+
+
+class EmbedConfig(Section):
+    """SAM's image encoder."""
+
+    backbone: Literal["mini", "vit_b", "vit_l", "vit_h"] = "vit_h"
+    weights: str | None = Field(None, description="path of a checkpoint; the registered one when absent")
+    sha256: str | None = Field(None, description="digest that the checkpoint must have")
+    image: Literal["square", "stretched", "padded"] = Field(
+        "square",
+        description="A2: the square image of the evaluation frame, the native image stretched to SAM's square, "
+        "or SAM's own scaling of the longest side with padding",
+    )
+    square_side: int = Field(518, ge=16, description="side of the square image in pixels")
+    precision: Precision = "fp32"
+    batch_size: int = Field(4, ge=1)
+
+
+class LocaliseConfig(Section):
+    """The CLIP method that draws the anomaly map."""
+
+    method: Literal["april_gan"] = "april_gan"
+    backbone: str = Field("ViT-L-14-336", description="an open_clip model, or 'mini'")
+    pretrained: str = Field("openai", description="open_clip tag of the weights")
+    weights: str | None = Field(None, description="path of a checkpoint; the registered one when absent")
+    sha256: str | None = Field(None, description="digest that the checkpoint must have")
+    activation: Literal["gelu", "quickgelu"] = Field("gelu", description="A18: 'gelu' matches APRIL-GAN's checkpoints")
+    image_side: int = Field(518, ge=16, description="side of the square input in pixels")
+    layers: tuple[int, ...] = Field((6, 12, 18, 24), min_length=1, description="blocks, counted from 1")
+    adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")
+    adapter_sha256: str | None = None
+    adapter_trained_on: tuple[str, ...] = Field(
+        (), description="names of the datasets behind a foreign adapter; our own adapters carry theirs"
+    )
+    prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
+    precision: Precision = "fp32"
+    batch_size: int = Field(4, ge=1)
+
+
+class ThresholdConfig(Section):
+    """A3: which pixels are extremely anomalous (S_a). The map is in [0, 1]."""
+
+    rule: Literal["max", "absolute", "relative", "quantile"] = Field(
+        "max", description="the larger of the absolute and the relative threshold, one of them, or a quantile"
+    )
+    absolute: Fraction = 0.5
+    relative: Fraction = Field(0.8, description="fraction of the image's largest score")
+    quantile: Fraction = Field(0.99, description="share of the image's pixels below the threshold")
+    min_area: int = Field(20, ge=1, description="fewer pixels than this in S_a: the image gets no prompt")
+
+
+class SpacingConfig(Section):
+    """A5: the reading of "spaced by 400 pixels"."""
+
+    rule: Literal["rank", "radius", "distance"] = Field(
+        "rank",
+        description="every so many ranks of the sorted candidates; greedy with a radius in frame pixels; "
+        "or greedy with a distance in a frame of 1024 pixels",
+    )
+    rank: int = Field(400, ge=1)
+    radius: float = Field(20.0, ge=0.0)
+    distance: float = Field(400.0, ge=0.0)
+
+
+class DilationConfig(Section):
+    """The structuring element of the ring N_a (equation 3)."""
+
+    shape: Literal["ellipse", "rectangle", "cross"] = "ellipse"
+    size: int = Field(25, ge=2, description="side in pixels of the frame")
+
+
+class PromptConfig(Section):
+    """PPG: where the point prompts come from (equations 1 to 8)."""
+
+    frame: Frame = Field(518, description="A1: side of the square frame of map, points and kernel, or 'native'")
+    threshold: ThresholdConfig = ThresholdConfig()
+    positives: int = Field(3, ge=1, description="A4: k of equation 2")
+    negatives: int = Field(3, ge=0, description="A4: k of equation 7")
+    spacing: SpacingConfig = SpacingConfig()
+    dilation: DilationConfig = DilationConfig()
+    similarity: Literal["prototype", "max", "mean"] = Field(
+        "prototype", description="A7: cosine to the prototype of S_a, or the largest or mean cosine to its features"
+    )
+    prototype_weight: Literal["area", "area_score"] = Field("area", description="A7: weight of a cell in the prototype")
+    features: Literal["cell", "pixel"] = Field("cell", description="A8: upsample the similarity map, or the features")
+    ring_limit: Fraction | None = Field(
+        None, description="A9: keep N_a below this fraction of the threshold (quality profile: 0.5)"
+    )
+    grouping: Literal["image", "component"] = Field(
+        "image", description="A14: one set of points for the image, or one for each connected part of S_a"
+    )
+
+
+class RefineConfig(Section):
+    """CPS: the three decoder passes (equations 9 to 12)."""
+
+    multimask: tuple[bool, bool, bool] = Field(
+        (True, True, True), description="A10: three masks or one, for each step; PerSAM uses false, true, true"
+    )
+    choice: Literal["iou", "agreement"] = Field(
+        "iou", description="A10: the mask with the largest predicted IoU, or the one that agrees best with the map"
+    )
+    feedback: Literal["chosen", "mean"] = Field("chosen", description="A11: the logits that are fed back")
+    box: Literal["mask", "largest", "components"] = Field(
+        "mask", description="A12: one box of the whole mask, of its largest part, or one box for each part"
+    )
+    box_padding: float = Field(0.0, ge=0.0, le=1.0, description="A12: growth of the box on each side, in its sides")
+    empty: Literal["previous", "skip"] = Field(
+        "previous", description="A13: an empty second mask falls back to the first mask or S_a, or skips the third step"
+    )
+    precision: Precision = "fp32"
+    batch_size: int = Field(8, ge=1)
+
+
+class ScoreConfig(Section):
+    """How mask and map become one score per pixel, and in which frame pixels are counted."""
+
+    frame: Frame = Field(518, description="side of the square evaluation frame in pixels, or 'native'")
+    fusion: Literal["blend", "mask", "sum"] = Field(
+        "blend",
+        description="A15: (1−w)·map + w·gain·sigmoid(logits); the same with the hard mask; or map + mask",
+    )
+    weight: Fraction = Field(0.5, description="A15: w; 1 scores SAM's output alone")
+    gain: Literal["agreement", "one"] = Field(
+        "agreement", description="A15: mean of the map inside the mask times predicted IoU, or 1 (paper_strict)"
+    )
+    masks: Literal["chosen", "all"] = Field("chosen", description="A15: the chosen mask, or the mean of all masks")
+    no_prompt: Literal["damp", "map"] = Field(
+        "damp", description="A16: an image without prompt scores (1−w)·map, or the map itself"
+    )
+    smoothing: float = Field(0.0, ge=0.0, description="A17: sigma of a Gaussian on the map before the blend, in pixels")
+    image_score: Literal["clip", "max"] = Field("clip", description="A20: CLIP's image score, or the largest pixel")
+
+
+class RuntimeConfig(Section):
+    """How a run is carried out; no part of any key."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    shard_size: int = Field(64, ge=1, le=256, description="images in one task")
+    workers: int = Field(1, ge=1, le=64, description="tasks at the same time")
+
+
+class Experiment(Section):
+    """A whole run: dataset, one section per stage, and how it is carried out."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9._-]+$")
+    dataset: DatasetConfig = DatasetConfig()
+    embed: EmbedConfig = EmbedConfig()
+    localise: LocaliseConfig = LocaliseConfig()
+    prompt: PromptConfig = PromptConfig()
+    refine: RefineConfig = RefineConfig()
+    score: ScoreConfig = ScoreConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _grouping_needs_points(self) -> Experiment:
+        if self.refine.box == "components" and self.prompt.grouping == "component":
+            raise ValueError(
+                "refine.box 'components' and prompt.grouping 'component' both split the image; choose one of them"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """How the APRIL-GAN linear layers are trained (A19)."""
+
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(16, ge=1, description="A19: 16 in the paper, 8 in APRIL-GAN's script")
+    learning_rate: float = Field(1e-3, gt=0.0)
+    mosaic: Fraction = Field(0.0, description="probability of a 2x2 mosaic in place of an image")
+    seed: int = 111

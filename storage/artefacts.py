@@ -1,0 +1,275 @@
+"""The artefact store: one zarr v3 group per stage key, and a ledger of finished items.
+
+    <root>/<stage>/<digest>/zarr.json      group; its attributes hold the whole key
+    <root>/<stage>/<digest>/<array>/       one chunk per item along the first axis
+    <root>/<stage>/<digest>/ledger.jsonl   one line per finished item, written after its arrays
+    <root>/<stage>/<digest>.lock           held while items are being written
+
+An item is done if and only if the ledger has a line for it; readers compare the item's bytes with the digest in
+that line. A process that is killed leaves at most arrays without a line (recomputed) or a torn last line (ignored).
+Values that fit in a line (points, scores, flags) live in the line itself, as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.array_spec import ArrayConfigParams
+
+from storage.errors import CorruptItem, StoreError
+from storage.keys import StageKey, canonical_json, nearest_key
+
+SCHEMA = 1
+_WRITE_EMPTY: ArrayConfigParams = {"write_empty_chunks": True}
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of an artefact: the shape and dtype of a single item, and whether zstd is worth its time."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    compress: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """A verified item: its arrays by name and its record."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Line:
+    row: int
+    digest: str
+    arrays: tuple[str, ...]
+    record: Mapping[str, Any]
+
+
+class Store:
+    """The folder that holds every artefact."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def artefact(self, key: StageKey) -> Artefact:
+        """The artefact of ``key``, existing or not; nothing is created on disk."""
+        return Artefact(self.root / key.stage / key.digest, key)
+
+    def stored_keys(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The components of every stored key, of one stage or of all."""
+        pattern = f"{stage or '*'}/*/zarr.json"
+        return [_read_key(path) for path in sorted(self.root.glob(pattern))]
+
+    def stored(self) -> list[Artefact]:
+        """Every artefact in the store, ordered by stage and digest."""
+        return [Artefact(path.parent, StageKey(**_read_key(path))) for path in sorted(self.root.glob("*/*/zarr.json"))]
+
+    def explain_missing(self, key: StageKey) -> str:
+        """Why nothing is stored under ``key``: what differs from the most similar artefact of the same stage."""
+        changed = nearest_key(key.components, self.stored_keys(key.stage))
+        if changed is None:
+            return "nothing of this stage is stored yet"
+        shown = "; ".join(changed[:3])
+        return f"changed: {shown}" + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+class Artefact:
+    """The items that one stage key has produced.
+
+    Threads may write different items at the same time. Rows are allotted by :meth:`writing`, which holds the
+    artefact's lock; the lock is the operating system's, so it ends with the process.
+    """
+
+    def __init__(self, path: Path, key: StageKey) -> None:
+        self.path = path
+        self.key = key
+        self._mutex = threading.Lock()
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._rows: dict[str, int] = {}
+        self._lines: dict[str, _Line] | None = None
+
+    @property
+    def name(self) -> str:
+        """``<stage>/<first 12 characters of the digest>``."""
+        return f"{self.key.stage}/{self.path.name[:12]}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the group is on disk."""
+        return (self.path / "zarr.json").is_file()
+
+    def done(self) -> Mapping[str, Mapping[str, Any]]:
+        """The record of every finished item, read from the ledger again."""
+        with self._mutex:
+            self._lines = self._read_ledger()
+            return {item: line.record for item, line in self._lines.items()}
+
+    def record(self, item: str) -> Mapping[str, Any]:
+        """The record of a finished item. Raises ``StoreError`` if it is not finished."""
+        return self._line(item).record
+
+    def read(self, item: str) -> Item:
+        """A finished item, verified against its digest. Raises ``CorruptItem`` if a byte differs."""
+        line = self._line(item)
+        try:
+            arrays = {name: np.asarray(self._array(name)[line.row]) for name in line.arrays}
+        except Exception as error:  # zarr and its codecs raise many kinds; all mean that the chunk is unusable
+            raise CorruptItem(f"{self.key.stage}/{self.path.name}", item, str(error)) from error
+        if _item_digest(item, arrays, line.record) != line.digest:
+            raise CorruptItem(f"{self.key.stage}/{self.path.name}", item, "digest differs")
+        return Item(arrays, line.record)
+
+    @contextmanager
+    def writing(self, items: Iterable[str], specs: Mapping[str, ArraySpec]) -> Iterator[None]:
+        """Create the group if needed, allot a row to each of ``items``, and hold the lock meanwhile.
+
+        Waits while another process writes the same artefact. Raises ``StoreError`` if the folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path.with_suffix(".lock"))
+            with lock:
+                self._prepare(list(items), specs)
+                yield
+        except (PermissionError, Timeout) as error:
+            raise StoreError(f"{self.path}: cannot write to the store ({error}); check its permissions") from error
+
+    def write(self, item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
+        """Store one item inside :meth:`writing`: the arrays first, then its ledger line.
+
+        ``arrays`` may be a subset of the artefact's arrays, or empty. ``record`` must be JSON data without NaN.
+        """
+        row = self._rows[item]
+        for name, value in arrays.items():
+            self._array(name)[row] = value
+        line = _Line(row, _item_digest(item, arrays, record), tuple(sorted(arrays)), record)
+        text = canonical_json(
+            {"item": item, "row": row, "digest": line.digest, "arrays": line.arrays, "record": record}
+        )
+        with self._mutex:
+            with self._ledger.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+            if self._lines is not None:
+                self._lines[item] = line
+
+    def forget(self, item: str) -> None:
+        """Mark a damaged item as not done, so that it is computed again."""
+        with self._mutex:
+            with self._ledger.open("a", encoding="utf-8") as file:
+                file.write(canonical_json({"item": item, "forgotten": True}) + "\n")
+            self._lines = None
+
+    def nbytes(self) -> int:
+        """Bytes on disk, ledger included."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    @property
+    def _ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    def _line(self, item: str) -> _Line:
+        with self._mutex:
+            if self._lines is None:
+                self._lines = self._read_ledger()
+            line = self._lines.get(item)
+        if line is None:
+            raise StoreError(f"{self.name}: item {item} is not in the store; run the stage again")
+        return line
+
+    def _read_ledger(self) -> dict[str, _Line]:
+        lines: dict[str, _Line] = {}
+        if not self._ledger.is_file():
+            return lines
+        for text in self._ledger.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                data = json.loads(text)
+                item = data["item"]
+                if data.get("forgotten"):
+                    lines.pop(item, None)
+                else:
+                    lines[item] = _Line(data["row"], data["digest"], tuple(data["arrays"]), data["record"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a line torn by a kill: its item counts as not done
+        return lines
+
+    def _prepare(self, items: list[str], specs: Mapping[str, ArraySpec]) -> None:
+        if not self.exists:
+            zarr.create_group(self.path, attributes={"schema": SCHEMA, "key": self.key.components})
+        if _read_key(self.path / "zarr.json") != json.loads(canonical_json(self.key.components)):
+            raise StoreError(f"{self.path}: holds another key than its name says; move this folder away")
+        self._end_torn_line()
+        with self._mutex:
+            self._lines = self._read_ledger()
+            known = {item: line.row for item, line in self._lines.items()}
+        free = max(known.values(), default=-1) + 1
+        fresh = [item for item in items if item not in known]
+        self._rows = known | {item: free + offset for offset, item in enumerate(fresh)}
+        self._arrays.clear()
+        for name, spec in specs.items():
+            self._grow(name, spec, free + len(fresh))
+
+    def _end_torn_line(self) -> None:
+        if self._ledger.is_file() and self._ledger.stat().st_size:
+            with self._ledger.open("rb+") as file:
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    def _grow(self, name: str, spec: ArraySpec, rows: int) -> None:
+        if (self.path / name / "zarr.json").is_file():
+            array = self._array(name)
+            if array.shape[0] < rows:
+                array.resize((rows, *spec.shape))
+            return
+        zarr.create_array(
+            self.path / name,
+            shape=(rows, *spec.shape),
+            chunks=(1, *spec.shape),
+            dtype=spec.dtype,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()] if spec.compress else [Crc32cCodec()],
+            fill_value=0,
+            config=_WRITE_EMPTY,
+        )
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        with self._mutex:
+            if name not in self._arrays:
+                # write_empty_chunks is not persisted by zarr, so it is given at every opening
+                self._arrays[name] = zarr.open_array(self.path / name, mode="r+", config=_WRITE_EMPTY)
+            return self._arrays[name]
+
+
+def _read_key(path: Path) -> dict[str, Any]:
+    try:
+        attributes = json.loads(path.read_text(encoding="utf-8"))["attributes"]
+        key: dict[str, Any] = attributes["key"]
+        if attributes["schema"] != SCHEMA:
+            raise StoreError(f"{path.parent}: made by another version of this program; move it away or use it there")
+    except (ValueError, KeyError) as error:
+        raise StoreError(f"{path}: not an artefact of this program; move it out of the store") from error
+    return key
+
+
+def _item_digest(item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(canonical_json([item, record]).encode())
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        digest.update(f"|{name}|{value.dtype.str}|{value.shape}|".encode())
+        digest.update(value.data.cast("B") if value.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""Stage keys: an artefact is named by the digest of what made it, and by nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces. NaN raises ``ValueError``; anything but plain data, ``TypeError``."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What made an artefact.
+
+    Attributes:
+        stage: name of the stage.
+        version: the stage's VERSION, raised by hand when its mathematics changes.
+        config: the part of the configuration that the stage reads, as plain data; numeric precision included.
+        upstream: digest of each artefact that it reads, by stage name.
+        weights: sha256 of each checkpoint that it loads, by role.
+    """
+
+    stage: str
+    version: int
+    config: Mapping[str, Any]
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The key as plain data, as stored beside the artefact."""
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "config": dict(self.config),
+            "upstream": dict(self.upstream),
+            "weights": dict(self.weights),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the components."""
+        return digest_of(self.components)
+
+
+def differences(components: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The dotted names of the components in which two keys differ, each as ``name: old → new``.
+
+    ``other`` is the older key. Digests are shortened to twelve characters.
+    """
+    old, new = dict(_leaves(other)), dict(_leaves(components))
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            lines.append(f"{name}: {_short(old.get(name))} → {_short(new.get(name))}")
+    return lines
+
+
+def nearest_key(components: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str] | None:
+    """The fewest differences between a key and any of ``others``; ``None`` when there is none to compare with."""
+    candidates = [differences(components, other) for other in others]
+    return min(candidates, key=len, default=None)
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, value
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text[:12] + "…" if len(text) == 64 and " " not in text else text

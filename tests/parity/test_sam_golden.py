@@ -1,0 +1,81 @@
+"""Our encoder path and batched decoder against stored outputs of the official predictor."""
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.frames import InputFrame, logits_in_frame, scale_box, scale_points
+from cascade.sam.decoder import decode
+from cascade.sam.image import embed, input_frame, normalise, to_input
+from tests.parity.rules import formula_embedding, golden_files, golden_sam, sam_image
+
+FILES = golden_files("sam")
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return golden_sam()
+
+
+def _embedding(sam, case):
+    if str(case["case"]).startswith(("formula", "empty_step2_formula")):
+        return torch.from_numpy(formula_embedding(int(case["image_seed"])))
+    height, width = case["original_size"].tolist()
+    grey = (height, width) == (777, 333)
+    image = sam_image(int(case["image_seed"]), height, width, 1 if grey else 3)
+    assert zlib.crc32(image.tobytes()) == int(case["image_crc32"])
+    scaled = to_input(image, "padded", 1024, 518)
+    assert zlib.crc32(np.ascontiguousarray(scaled).tobytes()) == int(case["resized_crc32"])
+    embedding = embed(sam, normalise(scaled, sam)[None])
+    np.testing.assert_allclose(embedding[0, :8, :8, :8], case["emb_corner"], atol=2e-5)
+    np.testing.assert_allclose(embedding[0, ::16, 4::8, 4::8], case["emb_sub"], atol=2e-5)
+    return embedding
+
+
+def test_weight_rule(sam):
+    crc = 0
+    for name in sorted(state := sam.state_dict()):
+        crc = zlib.crc32(np.ascontiguousarray(state[name].numpy()).tobytes(), crc)
+    assert crc == 2423860859
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_three_steps_equal_the_official_predictor(sam, path):
+    case = np.load(path)
+    size = tuple(case["original_size"].tolist())
+    frame = input_frame(size, "padded", 1024)
+    assert frame == InputFrame(1024, tuple(case["input_size"].tolist()))
+    embedding = _embedding(sam, case)
+    points = torch.from_numpy(scale_points(case["points"], size, frame.size)).float()[None]
+    labels = torch.from_numpy(case["labels"])[None]
+    options = CascadeOptions(tuple(case["multimask"].tolist()), "iou", "chosen", "mask", 0.0, "previous")
+    full = np.array([0, 0, size[1] - 1, size[0] - 1], dtype=np.float64)
+
+    result = run_cascade(sam, embedding, points, labels, [Row(frame, size, full)], options)[0]
+
+    empty = "s3nobox_best" in case
+    assert result.box_fallback == empty
+    for number, step in enumerate(result.steps[: 2 if empty else 3], start=1):
+        _compare(case, f"s{number}_", step.logits, step.predicted_iou, step.chosen, frame, size)
+    if not empty:
+        np.testing.assert_array_equal(result.steps[2].boxes[0], case["s3_box"])
+        return
+    fed = torch.from_numpy(result.steps[1].logits[result.steps[1].chosen])[None, None]
+    box = torch.from_numpy(scale_box(full, size, frame.size)).float()[None]
+    for prefix, boxes in (("s3nobox_", None), ("s3fullbox_", box)):
+        third = decode(sam, embedding, points, labels, boxes=boxes, mask_input=fed, multimask=options.multimask[2])
+        iou = third.predicted_iou[0].numpy()
+        _compare(case, prefix, third.low_res_logits[0].numpy(), iou, int(iou.argmax()), frame, size)
+
+
+def _compare(case, prefix, logits, predicted_iou, chosen, frame, size):
+    np.testing.assert_allclose(predicted_iou, case[prefix + "iou"], atol=1e-5)
+    assert chosen == int(case[prefix + "best"])
+    np.testing.assert_allclose(logits[chosen], case[prefix + "logits_best"], atol=1e-4)
+    np.testing.assert_allclose(logits[:, 4::8, 4::8], case[prefix + "logits_sub"], atol=1e-4)
+    mask = logits_in_frame(torch.from_numpy(logits[chosen])[None, None], frame, size)[0, 0].numpy() > 0
+    expected = np.unpackbits(case[prefix + "mask_bits"], count=mask.size).reshape(mask.shape).astype(bool)
+    assert (mask != expected).sum() <= int(case[prefix + "near_zero"][0])
