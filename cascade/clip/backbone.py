@@ -1,0 +1,114 @@
+"""An open_clip model as the CLIP methods need it: tokens after chosen blocks, pooled image features, text features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import resize_pos_embed
+from torch import nn
+from torchvision.transforms import functional as vision
+from torchvision.transforms.functional import InterpolationMode
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+_SENTENCES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Tokens of a batch of images.
+
+    Attributes:
+        blocks: for each chosen block, [B, 1 + grid², width]: the residual stream after it, class token first; neither
+            the final layer norm nor the projection has been applied.
+        pooled: [B, D], the projected class token, not normalised.
+    """
+
+    blocks: tuple[torch.Tensor, ...]
+    pooled: torch.Tensor
+
+
+def model_config(name: str) -> dict[str, Any] | None:
+    """open_clip's configuration of a model that it knows, ``None`` if it does not."""
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    return config
+
+
+def model_names() -> list[str]:
+    """Names of the models that open_clip knows."""
+    return list(open_clip.list_models())
+
+
+def build_clip(
+    config: Mapping[str, Any], state: Mapping[str, torch.Tensor], image_side: int, *, quick_gelu: bool
+) -> nn.Module:
+    """An open_clip model whose vision tower runs on square images of ``image_side`` pixels.
+
+    The visual positional embedding is resized bicubically with antialiasing, its class row kept, as APRIL-GAN does.
+
+    Args:
+        config: ``embed_dim``, ``vision_cfg`` and ``text_cfg``.
+        state: state dict at the native image size, any float dtype.
+        image_side: side of the square input, a multiple of the patch size.
+        quick_gelu: x·sigmoid(1.702 x) in place of GELU.
+
+    Raises:
+        ValueError: the state dict does not fit the configuration, or ``image_side`` does not fit the patches.
+    """
+    vision_config = dict(config["vision_cfg"]) | {"image_size": image_side}
+    if image_side % vision_config["patch_size"]:
+        raise ValueError(
+            f"an image side of {image_side} is no multiple of the patch side {vision_config['patch_size']}"
+        )
+    model: nn.Module = open_clip.CLIP(config["embed_dim"], vision_config, config["text_cfg"], quick_gelu=quick_gelu)
+    weights = {name: value.float() for name, value in state.items()}
+    resize_pos_embed(weights, model)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())[:400]) from error
+    model.eval().requires_grad_(False)
+    return model
+
+
+def image_tensor(image: Any, side: int) -> torch.Tensor:
+    """A PIL image in RGB as CLIP's input [3, side, side] float32: bicubic, aspect not kept, CLIP's normalisation.
+
+    The same as APRIL-GAN's transform, whose ``Resize`` takes the square size.
+    """
+    resized = vision.resize(image, [side, side], InterpolationMode.BICUBIC)
+    normalised: torch.Tensor = vision.normalize(vision.to_tensor(resized), list(MEAN), list(STD))
+    return normalised
+
+
+@torch.inference_mode()
+def image_tokens(model: nn.Module, images: torch.Tensor, layers: Sequence[int], *, bf16: bool = False) -> ImageTokens:
+    """Tokens after ``layers`` (blocks counted from 1) and the pooled feature, float32, of [B, 3, side, side] images."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        result = model.forward_intermediates(  # type: ignore[operator]
+            image=images,
+            image_indices=[layer - 1 for layer in layers],
+            normalize=False,
+            image_output_fmt="NLC",
+            image_output_extra_tokens=True,
+        )
+    blocks = tuple(
+        torch.cat([prefix, patches], dim=1).float()
+        for prefix, patches in zip(result["image_intermediates_prefix"], result["image_intermediates"], strict=True)
+    )
+    return ImageTokens(blocks, result["image_features"].float())
+
+
+@torch.inference_mode()
+def mean_text_feature(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
+    """[D]: each sentence's embedding normalised, their mean normalised again; float32."""
+    tokens = open_clip.get_tokenizer("ViT-B-32")(list(sentences)).to(next(model.parameters()).device)
+    features = [
+        model.encode_text(part, normalize=True)  # type: ignore[operator]
+        for part in tokens.split(_SENTENCES_AT_ONCE)
+    ]
+    return nn.functional.normalize(torch.cat(features).float().mean(dim=0), dim=0)

@@ -1,0 +1,41 @@
+"""Losses of the CLIP methods, in the forms that their public code uses."""
+
+from __future__ import annotations
+
+import torch
+
+_SMOOTH = 1e-5
+
+
+def focal_loss(probabilities: torch.Tensor, target: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+    """Multi-class focal loss on probabilities, mean over pixels (APRIL-GAN's ``FocalLoss`` with alpha 1).
+
+    Args:
+        probabilities: [B, C, H, W], summing to 1 over C.
+        target: [B, H, W] class indices.
+        gamma: focus on hard pixels.
+    """
+    classes = probabilities.shape[1]
+    one_hot = torch.nn.functional.one_hot(target.long(), classes).movedim(-1, 1).to(probabilities.dtype)
+    one_hot = one_hot.clamp(_SMOOTH / (classes - 1), 1.0 - _SMOOTH)
+    p = (one_hot * probabilities).sum(dim=1) + _SMOOTH
+    return (-((1 - p) ** gamma) * p.log()).mean()
+
+
+def dice_loss(probability: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 − Dice coefficient with 1 added above and below, mean over images; both [B, H, W] (APRIL-GAN's form)."""
+    p, y = probability.flatten(1), target.flatten(1).to(probability.dtype)
+    return 1 - ((2 * (p * y).sum(dim=1) + 1) / (p.sum(dim=1) + y.sum(dim=1) + 1)).mean()
+
+
+def segmentation_loss(layer_maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Focal loss on both channels plus Dice loss on the abnormal one, summed over blocks.
+
+    Args:
+        layer_maps: [B, L, H, W] probability of "abnormal".
+        mask: [B, H, W], 1 where defective.
+    """
+    terms = [
+        focal_loss(torch.stack([1 - own, own], dim=1), mask) + dice_loss(own, mask) for own in layer_maps.unbind(dim=1)
+    ]
+    return torch.stack(terms).sum()
