@@ -1,0 +1,38 @@
+"""Connected components of a ground-truth mask, as the weights that AUPRO needs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+def region_weights(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
+    """Give every anomalous pixel the share it has of its region.
+
+    Regions are the 8-connected components of the mask, as in the MVTec AD evaluation (Bergmann et al., IJCV 2021)
+    and in ``skimage.measure.label``. Counting a region's detected pixels with these weights yields its recall, so one
+    weighted sum over all regions is the sum of their recalls.
+
+    Args:
+        mask: bool [H, W], True where the pixel is anomalous.
+
+    Returns:
+        The weights, float64 [H, W]: 1 / (pixels of the component) inside a component, 0 outside, so that they sum to
+        the number of regions up to rounding; and that number.
+
+    Raises:
+        TypeError: ``mask`` is not boolean.
+        ValueError: ``mask`` is not two-dimensional.
+    """
+    if mask.dtype != np.bool_:
+        raise TypeError(f"a mask has to be bool, not {mask.dtype}; compare it with the value that marks anomalies")
+    if mask.ndim != 2:
+        raise ValueError(f"a mask has to be [H, W], not of shape {mask.shape}; label images one by one")
+    labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    share = np.zeros(count + 1)
+    share[1:] = 1.0 / sizes[1:]
+    return share[labels], int(count)
