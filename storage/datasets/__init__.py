@@ -1,1 +1,40 @@
-"""Readers that turn dataset layouts into one validated manifest."""
+"""Readers that turn dataset layouts into one validated manifest.
+
+listing     what every reader produces
+mvtec, visa, folder, table    one reader per layout
+layouts     detection, and the reader for each name
+checks      what can be wrong with files, listings and records
+inspection  the report, and the manifest when it has no errors
+images      strict decoding
+"""
+
+from storage.datasets.images import (
+    MAX_PIXELS,
+    ImageError,
+    image_size,
+    mask_in_frame,
+    read_image,
+    read_mask,
+)
+from storage.datasets.inspection import Report, inspect_dataset, load_manifest
+from storage.datasets.layouts import READERS, detect_layout
+from storage.datasets.listing import Problem
+from storage.datasets.manifest import ImageRecord, Manifest, Split
+
+__all__ = [
+    "MAX_PIXELS",
+    "READERS",
+    "ImageError",
+    "ImageRecord",
+    "Manifest",
+    "Problem",
+    "Report",
+    "Split",
+    "detect_layout",
+    "image_size",
+    "inspect_dataset",
+    "load_manifest",
+    "mask_in_frame",
+    "read_image",
+    "read_mask",
+]

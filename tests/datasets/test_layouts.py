@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from storage.datasets import Manifest, detect_layout, inspect_dataset, load_manifest, read_mask
+from storage.errors import ConfigError, DataError
+
+
+def truth(manifest: Manifest) -> dict[str, tuple[str, int | None, str | None]]:
+    return {record.path: (record.defect, record.label, record.mask_path) for record in manifest}
+
+
+def kinds(root: Path, **options: Any) -> Counter[tuple[str, str]]:
+    report = inspect_dataset(root, decode=True, **options)
+    return Counter((problem.severity, problem.kind) for problem in report.problems)
+
+
+# MVTec AD and its relatives
+
+
+def test_mvtec_categories(mvtec: Any) -> None:
+    assert detect_layout(mvtec.root) == "mvtec"
+    manifest = load_manifest(mvtec.root)
+    assert manifest.categories == ("nut", "screw")
+    screws = manifest.select(["screw"])
+    assert truth(screws) == {
+        "screw/test/dent/000.png": ("dent", 1, "screw/ground_truth/dent/000_mask.png"),
+        "screw/test/good/000.png": ("good", 0, None),
+        "screw/test/good/001.png": ("good", 0, None),
+        "screw/test/scratch/000.png": ("scratch", 1, "screw/ground_truth/scratch/000_mask.png"),
+    }
+    assert [record.path for record in manifest.select(["nut"], split="train")] == [
+        "nut/train/good/000.png",
+        "nut/train/good/001.png",
+    ]
+    assert not kinds(mvtec.root)
+
+
+def test_mvtec_root_may_be_one_category(mvtec: Any) -> None:
+    manifest = load_manifest(mvtec.root / "nut")
+    assert (manifest.name, manifest.categories, len(manifest)) == ("nut", ("nut",), 6)
+    assert manifest.records[0].path == "test/dent/000.png"
+
+
+def test_mvtec_root_may_hold_sources(tree: Any, fill_category: Callable[[Any, str], None]) -> None:
+    for folder in ("maker/screw", "maker/nut", "other/nut"):
+        fill_category(tree, folder)
+    assert detect_layout(tree.root) == "mvtec"
+    assert load_manifest(tree.root).categories == ("maker/nut", "other/nut", "screw")
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_btad_ok_and_ko(tree: Any, suffix: str) -> None:
+    tree.image("01/train/ok/0000.bmp")
+    tree.image("01/test/ok/0001.bmp")
+    tree.image("01/test/ko/0002.bmp")
+    tree.mask(f"01/ground_truth/ko/0002.{suffix}")
+    assert truth(load_manifest(tree.root).select(split="test")) == {
+        "01/test/ko/0002.bmp": ("ko", 1, f"01/ground_truth/ko/0002.{suffix}"),
+        "01/test/ok/0001.bmp": ("good", 0, None),
+    }
+
+
+def test_files_that_are_no_images_are_ignored(mvtec: Any) -> None:
+    for name in ("readme.txt", "nut/test/good/Thumbs.db", "nut/test/good/._000.png", "nut/ground_truth/dent/a.json"):
+        mvtec.text(name)
+    mvtec.text(".cache/test/good/x.txt")
+    assert not kinds(mvtec.root)
+    assert len(load_manifest(mvtec.root)) == 12
+
+
+# VisA
+
+
+def test_visa_follows_the_split_file_and_leaves_absent_categories_out(visa: Any) -> None:
+    assert detect_layout(visa.root) == "visa"
+    assert kinds(visa.root) == {("warning", "absent-category"): 1}
+    manifest = load_manifest(visa.root)
+    assert truth(manifest.select()) == {
+        "candle/Data/Images/Anomaly/000.JPG": ("bad", 1, "candle/Data/Masks/Anomaly/000.png"),
+        "candle/Data/Images/Normal/0001.JPG": ("good", 0, None),
+    }
+    assert len(manifest.select(split="train")) == 1
+
+
+def test_visa_ids_are_all_defect(visa: Any) -> None:
+    mask = read_mask(visa.root / "candle/Data/Masks/Anomaly/000.png")
+    assert mask[[1, 2]].all()
+    assert mask.sum() == 2 * mask.shape[1]
+
+
+def test_visa_row_without_its_file_is_an_error(visa: Any) -> None:
+    (visa.root / "candle/Data/Images/Normal/0001.JPG").unlink()
+    assert kinds(visa.root)["error", "missing-image"] == 1
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(("object", "split", "label", "image"), "mask"), ((), "object")])
+def test_visa_split_file_without_a_column(tree: Any, columns: tuple[str, ...], expected: str) -> None:
+    tree.table("split_csv/1cls.csv", columns)
+    with pytest.raises(DataError, match=f"no column {expected}"):
+        inspect_dataset(tree.root)
+
+
+def test_visa_row_that_means_nothing(visa: Any) -> None:
+    with (visa.root / "split_csv/1cls.csv").open("a") as file:
+        file.write("candle,test,broken,candle/x.JPG,\n")
+    report = inspect_dataset(visa.root)
+    assert [(problem.kind, problem.message[:7]) for problem in report.errors] == [("row", "line 8:")]
+
+
+# folder
+
+
+def test_plain_folder_is_not_labelled(tree: Any) -> None:
+    for path in ("a.png", "monday/b.png", "tuesday/deep/c.jpg"):
+        tree.image(path)
+    assert detect_layout(tree.root) == "folder"
+    assert set(truth(load_manifest(tree.root)).values()) == {("", None, None)}
+    assert load_manifest(tree.root).categories == ("set",)
+    assert kinds(tree.root) == {("warning", "unlabelled"): 1}
+
+
+@pytest.mark.parametrize(("images", "masks"), [("images", "masks"), ("Images", "Masks"), ("images", "ground_truth")])
+def test_folder_masks_tell_normal_from_defective(tree: Any, images: str, masks: str) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg", "line2/a.jpg"):
+        tree.image(f"{images}/{name}")
+    tree.mask(f"{masks}/a.png")
+    tree.mask(f"{masks}/b_mask.png", values=())
+    tree.mask(f"{masks}/line2/a_mask.png")
+    assert truth(load_manifest(tree.root)) == {
+        f"{images}/a.jpg": ("bad", 1, f"{masks}/a.png"),
+        f"{images}/b.jpg": ("good", 0, f"{masks}/b_mask.png"),
+        f"{images}/c.jpg": ("good", 0, None),
+        f"{images}/line2/a.jpg": ("line2", 1, f"{masks}/line2/a_mask.png"),
+    }
+    assert not kinds(tree.root)
+
+
+def test_folder_named_good_makes_names_labels(tree: Any) -> None:
+    for path in ("good/a.png", "scratch/b.png", "loose.png"):
+        tree.image(path)
+    assert truth(load_manifest(tree.root)) == {
+        "good/a.png": ("good", 0, None),
+        "scratch/b.png": ("scratch", 1, None),
+        "loose.png": ("", None, None),
+    }
+    assert kinds(tree.root) == {("warning", "missing-mask"): 1}
+
+
+def test_folder_with_names_and_masks(tree: Any) -> None:
+    for path in ("good/a.png", "scratch/b.png", "scratch/c.png"):
+        tree.image(path)
+    tree.mask("masks/scratch/b_mask.png")
+    tree.mask("masks/scratch/c.png")
+    assert truth(load_manifest(tree.root))["scratch/c.png"] == ("scratch", 1, "masks/scratch/c.png")
+    (tree.root / "masks/scratch/c.png").unlink()
+    assert kinds(tree.root) == {("error", "missing-mask"): 1}
+
+
+def test_folder_says_which_masks_it_does_not_read(tree: Any) -> None:
+    tree.image("line1/images/a.png")
+    tree.mask("line1/masks/a.png")
+    assert truth(load_manifest(tree.root)) == {"line1/images/a.png": ("", None, None)}
+    assert kinds(tree.root)["warning", "nested-masks"] == 1
+
+
+# manifest
+
+COLUMNS = ("path", "category", "split", "defect", "label", "mask_path")
+
+
+def test_table_with_paths_only(tree: Any) -> None:
+    tree.image("x/a.png")
+    tree.table("manifest.csv", ("path",), ("x/a.png",))
+    assert detect_layout(tree.root) == "manifest"
+    (record,) = load_manifest(tree.root)
+    assert (record.category, record.split, record.defect, record.label) == ("set", "test", "", None)
+
+
+def test_table_columns_and_their_defaults(tree: Any) -> None:
+    for name in "abcdef":
+        tree.image(f"{name}.png")
+    tree.mask("m/marked.png")
+    tree.mask("m/empty.png", values=())
+    table = tree.table(
+        "list.csv",
+        COLUMNS,
+        ("./a.png", "gear", "train", "good", "0", ""),
+        ("b.png", "gear", "test", "crack", "", "m/marked.png"),
+        ("c.png", "gear", "", "", "1", "m/marked.png"),
+        ("d.png", "gear", "", "", "", "m/empty.png"),
+        ("e.png", "gear", "", "", "", "m/marked.png"),
+        ("f.png", "gear", "", "", "", ""),
+    )
+    manifest = load_manifest(table)
+    assert truth(manifest) == {
+        "a.png": ("good", 0, None),
+        "b.png": ("crack", 1, "m/marked.png"),
+        "c.png": ("bad", 1, "m/marked.png"),
+        "d.png": ("good", 0, "m/empty.png"),
+        "e.png": ("bad", 1, "m/marked.png"),
+        "f.png": ("", None, None),
+    }
+    assert [record.split for record in manifest.select(split="train")] == ["train"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("layout", ["mvtec", "visa", "folder"])
+def test_a_manifest_written_as_a_table_reads_back_equal(
+    request: pytest.FixtureRequest, tree: Any, layout: str, suffix: str
+) -> None:
+    if layout == "folder":
+        for path in ("good/a.png", "scratch/b.png", "c.png"):
+            tree.image(path)
+    else:
+        request.getfixturevalue(layout)
+    manifest = load_manifest(tree.root, layout)
+    path = tree.root / f"manifest.{suffix}"
+    frame = manifest.to_frame()
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    assert load_manifest(path) == manifest
+    assert load_manifest(tree.root, "manifest") == manifest
+
+
+def test_table_labels_with_gaps_may_come_as_floats(tree: Any) -> None:
+    for name in "abc":
+        tree.image(f"{name}.png")
+    frame = pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "label": [0.0, float("nan"), 1.0]})
+    frame.to_parquet(tree.root / "manifest.parquet")
+    assert {path: label for path, (_, label, _) in truth(load_manifest(tree.root)).items()} == {
+        "a.png": 0,
+        "b.png": None,
+        "c.png": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("", "", "", "", "", ""), "path is empty"),
+        (("a.png", "", "val", "", "", ""), "split is 'val'"),
+        (("a.png", "", "", "", "yes", ""), "label is 'yes'"),
+        (("a.png", "", "", "good", "1", ""), "contradicts"),
+    ],
+)
+def test_table_rows_that_cannot_be_used(tree: Any, row: tuple[str, ...], message: str) -> None:
+    tree.image("a.png")
+    tree.image("b.png")
+    tree.table("manifest.csv", COLUMNS, ("b.png", "", "", "", "", ""), row)
+    (problem,) = inspect_dataset(tree.root).errors
+    assert (problem.kind, problem.path) == ("row", "manifest.csv")
+    assert "row 2" in problem.message
+    assert message in problem.message
+
+
+def test_table_columns_that_are_ignored_are_named(tree: Any) -> None:
+    tree.image("a.png")
+    tree.table("manifest.csv", ("path", "mask"), ("a.png", "m.png"))
+    (problem,) = [p for p in inspect_dataset(tree.root).warnings if p.kind == "columns"]
+    assert "mask;" in problem.message
+
+
+@pytest.mark.parametrize(("name", "content"), [("t.csv", "image\na.png\n"), ("t.parquet", "no"), ("t.csv", "")])
+def test_tables_that_cannot_be_read(tree: Any, name: str, content: str) -> None:
+    with pytest.raises(DataError, match=name):
+        load_manifest(tree.text(name, content))
+
+
+# detection
+
+
+def test_detection_names_what_it_looked_for(tree: Any) -> None:
+    tree.text("notes.txt")
+    with pytest.raises(DataError, match=r"1cls\.csv.*test/<defect>.*manifest\.csv.*image"):
+        detect_layout(tree.root)
+    with pytest.raises(DataError, match="no such folder"):
+        detect_layout(tree.root / "elsewhere")
+
+
+def test_a_wrong_layout_is_told_apart_from_a_wrong_root(mvtec: Any) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mvtec'"):
+        load_manifest(mvtec.root, "mvtek")
+    with pytest.raises(DataError, match="layout visa"):
+        load_manifest(mvtec.root, "visa")
+    with pytest.raises(DataError, match="layout manifest"):
+        load_manifest(mvtec.root, "manifest")
+    with pytest.raises(DataError, match="layout mvtec"):
+        load_manifest(mvtec.root / "nut" / "test", "mvtec")
+    with pytest.raises(DataError, match="no such folder"):
+        load_manifest(mvtec.root / "gone", "folder")
