@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,8 @@ class Item:
 @dataclass(frozen=True)
 class _Line:
     row: int
-    digest: str
-    arrays: tuple[str, ...]
+    digests: Mapping[str, str]  # of each array
+    digest: str  # of item, record and digests
     record: Mapping[str, Any]
 
 
@@ -92,7 +92,8 @@ class Artefact:
     """The items that one stage key has produced.
 
     Threads may write different items at the same time. Rows are allotted by :meth:`writing`, which holds the
-    artefact's lock; the lock is the operating system's, so it ends with the process.
+    artefact's lock; the lock is the operating system's, so it ends with the process. ``on_write`` is called after each
+    item that this object writes.
     """
 
     def __init__(self, path: Path, key: StageKey) -> None:
@@ -102,6 +103,7 @@ class Artefact:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._rows: dict[str, int] = {}
         self._lines: dict[str, _Line] | None = None
+        self.on_write: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -119,19 +121,31 @@ class Artefact:
             self._lines = self._read_ledger()
             return {item: line.record for item, line in self._lines.items()}
 
+    def missing(self, items: Iterable[str]) -> set[str]:
+        """Those of ``items`` that are not finished, as far as this object knows; :meth:`done` looks again."""
+        lines = self._lines if self._lines is not None else self.done()
+        return {item for item in items if item not in lines}
+
     def record(self, item: str) -> Mapping[str, Any]:
         """The record of a finished item. Raises ``StoreError`` if it is not finished."""
         return self._line(item).record
 
-    def read(self, item: str) -> Item:
-        """A finished item, verified against its digest. Raises ``CorruptItem`` if a byte differs."""
+    def read(self, item: str, only: Collection[str] | None = None) -> Item:
+        """A finished item, with all its arrays or ``only`` those named; what is read is verified.
+
+        Raises ``CorruptItem`` if a byte differs, and ``StoreError`` if the item is not finished.
+        """
         line = self._line(item)
-        try:
-            arrays = {name: np.asarray(self._array(name)[line.row]) for name in line.arrays}
-        except Exception as error:  # zarr and its codecs raise many kinds; all mean that the chunk is unusable
-            raise CorruptItem(f"{self.key.stage}/{self.path.name}", item, str(error)) from error
-        if _item_digest(item, arrays, line.record) != line.digest:
-            raise CorruptItem(f"{self.key.stage}/{self.path.name}", item, "digest differs")
+        if _line_digest(item, line.record, line.digests) != line.digest:
+            raise self._corrupt(item, "ledger line differs from its digest")
+        arrays = {}
+        for name in line.digests if only is None else [name for name in only if name in line.digests]:
+            try:
+                arrays[name] = np.asarray(self._array(name)[line.row])
+            except Exception as error:  # zarr and its codecs raise many kinds; all mean that the chunk is unusable
+                raise self._corrupt(item, f"{name}: {error}") from error
+            if _array_digest(item, name, arrays[name]) != line.digests[name]:
+                raise self._corrupt(item, f"{name} differs from its digest")
         return Item(arrays, line.record)
 
     @contextmanager
@@ -157,15 +171,16 @@ class Artefact:
         row = self._rows[item]
         for name, value in arrays.items():
             self._array(name)[row] = value
-        line = _Line(row, _item_digest(item, arrays, record), tuple(sorted(arrays)), record)
-        text = canonical_json(
-            {"item": item, "row": row, "digest": line.digest, "arrays": line.arrays, "record": record}
-        )
+        digests = {name: _array_digest(item, name, value) for name, value in arrays.items()}
+        line = _Line(row, digests, _line_digest(item, record, digests), record)
+        text = canonical_json({"item": item, "row": row, "arrays": digests, "digest": line.digest, "record": record})
         with self._mutex:
             with self._ledger.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
             if self._lines is not None:
                 self._lines[item] = line
+        if self.on_write is not None:
+            self.on_write()
 
     def forget(self, item: str) -> None:
         """Mark a damaged item as not done, so that it is computed again."""
@@ -177,6 +192,9 @@ class Artefact:
     def nbytes(self) -> int:
         """Bytes on disk, ledger included."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def _corrupt(self, item: str, reason: str) -> CorruptItem:
+        return CorruptItem(f"{self.key.stage}/{self.path.name}", item, reason)
 
     @property
     def _ledger(self) -> Path:
@@ -202,7 +220,7 @@ class Artefact:
                 if data.get("forgotten"):
                     lines.pop(item, None)
                 else:
-                    lines[item] = _Line(data["row"], data["digest"], tuple(data["arrays"]), data["record"])
+                    lines[item] = _Line(data["row"], data["arrays"], data["digest"], data["record"])
             except (ValueError, KeyError, TypeError):
                 continue  # a line torn by a kill: its item counts as not done
         return lines
@@ -265,11 +283,12 @@ def _read_key(path: Path) -> dict[str, Any]:
     return key
 
 
-def _item_digest(item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(canonical_json([item, record]).encode())
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
-        digest.update(f"|{name}|{value.dtype.str}|{value.shape}|".encode())
-        digest.update(value.data.cast("B") if value.size else b"")
+def _array_digest(item: str, name: str, array: NDArray[Any]) -> str:
+    value = np.ascontiguousarray(array)
+    digest = hashlib.blake2b(f"{item}|{name}|{value.dtype.str}|{value.shape}|".encode(), digest_size=16)
+    digest.update(value.data.cast("B") if value.size else b"")
     return digest.hexdigest()
+
+
+def _line_digest(item: str, record: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    return hashlib.blake2b(canonical_json([item, record, dict(digests)]).encode(), digest_size=16).hexdigest()

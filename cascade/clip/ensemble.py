@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class PromptEnsemble:
             _fill(own.get("normal", self.normal), templates, words),
             _fill(own.get("abnormal", self.abnormal), templates, words),
         )
+
+    def as_data(self) -> dict[str, object]:
+        """Plain data for a key."""
+        return asdict(self)
 
 
 def _fill(states: tuple[str, ...], templates: tuple[str, ...], words: str) -> list[str]:

@@ -1,0 +1,87 @@
+"""The maps and masks of a finished run as files, exactly as they were scored."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.artefacts import Artefact, Store
+from storage.atomic import replacing
+from storage.errors import DataError, StoreError
+from storage.keys import StageKey
+from tasks.score import STEPS
+
+MapFormat = Literal["npy", "tiff"]
+MaskFormat = Literal["png"]
+UNLABELLED = "unlabelled"
+
+
+def export_run(run_folder: Path, target: Path, maps: MapFormat | None, masks: MaskFormat | None) -> int:
+    """Write the maps and masks of a run; returns the number of images.
+
+    ``maps/<step>/<category>/<defect>/<stem>.npy`` (or ``.tiff``) holds float16 [H, W] in the evaluation frame;
+    ``masks/<category>/<defect>/<stem>.png`` holds 0 and 255, zeros for a good image, and is left out where the truth
+    is not known. Images of one folder that share a stem get the start of their digest behind it.
+
+    Raises:
+        DataError: ``run_folder`` is not a finished run.
+        StoreError: the store does not hold the run's scores any more, or they are damaged.
+    """
+    artefact = _scores_of(run_folder)
+    images = pd.read_parquet(run_folder / "images.parquet")
+    images = images[images["step"] == STEPS[0]]
+    places = [_place(row) for row in images.to_dict("records")]
+    repeated = {place for place, count in Counter(places).items() if count > 1}
+    for row, place in zip(images.to_dict("records"), places, strict=True):
+        if place in repeated:
+            place = place.with_name(f"{place.name}-{row['image_id'][:8]}")
+        _export_image(artefact, row["item"], target, place, maps, masks)
+    return len(places)
+
+
+def _scores_of(run_folder: Path) -> Artefact:
+    try:
+        description = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+        components = {name: value for name, value in description["keys"]["score"].items() if name != "digest"}
+        artefact = Store(Path(description["store"])).artefact(StageKey(**components))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run_folder}: not the folder of a finished run (no usable run.json)") from error
+    if not artefact.exists:
+        raise StoreError(f"{artefact.path}: the scores of this run are gone; run the experiment again")
+    return artefact
+
+
+def _place(row: dict[Hashable, Any]) -> PurePosixPath:
+    return PurePosixPath(row["category"]) / (row["defect"] or UNLABELLED) / PurePosixPath(row["path"]).stem
+
+
+def _export_image(
+    artefact: Artefact, item: str, target: Path, place: PurePosixPath, maps: MapFormat | None, masks: MaskFormat | None
+) -> None:
+    height, width = artefact.record(item)["frame"]
+    names = {"scores": f"scores_{height}x{width}", "truth": f"truth_{height}x{width}"}
+    stored = artefact.read(item, only=names.values()).arrays
+    if maps is not None:
+        for index, step in enumerate(STEPS):
+            _write_map(target / "maps" / step / f"{place}.{maps}", stored[names["scores"]][index], maps)
+    if masks is not None and names["truth"] in stored:
+        truth = np.unpackbits(stored[names["truth"]], count=height * width).reshape(height, width) * np.uint8(255)
+        with replacing(target / "masks" / f"{place}.{masks}") as path:
+            Image.fromarray(truth).save(path, format="PNG")
+
+
+def _write_map(path: Path, scores: NDArray[np.float16], form: MapFormat) -> None:
+    with replacing(path) as part:
+        if form == "npy":
+            np.save(part, scores)
+        else:
+            tifffile.imwrite(part, scores)

@@ -1,0 +1,22 @@
+"""The engine without a server: shards one after the other, or a few at a time in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from storage.artefacts import Artefact
+from tasks.shards import compute_shard
+from tasks.stage import Run, Stage, StageItem
+
+
+def execute_locally(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:
+    """Compute the shards with ``runtime.workers`` threads; the first error stops the rest."""
+    with ThreadPoolExecutor(run.experiment.runtime.workers) as pool:
+        futures = [pool.submit(compute_shard, run, stage, shard, artefact) for shard in shards]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

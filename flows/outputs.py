@@ -1,0 +1,90 @@
+"""The folder of a finished run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flows.evaluate import StageResult
+from flows.prepare import Prepared, adapter_training
+from storage.artefacts import Store
+from storage.atomic import replacing, write_text
+from tasks.tables import images_table, points_table, results_table
+
+_PACKAGES = (
+    "clip-sam-cascade",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "segment-anything",
+    "zarr",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scipy",
+    "prefect",
+)
+
+
+def write_run(out: Path, prepared: Prepared, results: Sequence[StageResult], engine: str) -> pd.DataFrame:
+    """Write ``results``, ``images``, ``points`` and, last, ``run.json``; returns the results.
+
+    Every file is written beside its name and moved there, so a folder with ``run.json`` is complete.
+    """
+    run, leak = prepared.run, prepared.leak is not None
+    table = results_table(run, leak=leak)
+    with replacing(out / "results.csv") as path:
+        table.to_csv(path, index=False)
+    tables = {"results": table, "images": images_table(run, leak=leak), "points": points_table(run, leak=leak)}
+    for name, each in tables.items():
+        with replacing(out / f"{name}.parquet") as path:
+            each.to_parquet(path, index=False)
+    write_text(out / "run.json", json.dumps(_description(prepared, results, engine), indent=2) + "\n")
+    return table
+
+
+def default_folder(runs: Path, name: str) -> Path:
+    """``<runs>/<experiment>/<UTC time>``."""
+    return runs / name / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def _description(prepared: Prepared, results: Sequence[StageResult], engine: str) -> dict[str, Any]:
+    run = prepared.run
+    store = Store(run.store)
+    keys = {
+        artefact.key.stage: {"digest": artefact.key.digest} | artefact.key.components
+        for artefact in store.stored()
+        if artefact.key.digest in {result.key for result in results}
+    }
+    training = adapter_training(run.weights["adapter"])
+    training.pop("image_ids", None)
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine,
+        "experiment": run.experiment.model_dump(mode="json"),
+        "dataset": {
+            "name": run.manifest.name,
+            "root": str(run.manifest.root),
+            "images": len(run.manifest),
+            "categories": list(run.manifest.categories),
+        },
+        "store": str(run.store),
+        "keys": keys,
+        "weights": {
+            role: {"path": str(located.path), "sha256": located.sha256} for role, located in run.weights.items()
+        },
+        "adapter": training,
+        "leak": prepared.leak,
+        "warnings": list(prepared.warnings),
+        "stages": [asdict(result) for result in results],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,73 @@
+"""What a person sees of a run: a bar while a stage works, and one line when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from flows.evaluate import StagePlan, StageResult
+from storage.errors import CorruptItem
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Images for each second."""
+        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+
+
+class RichReporter:
+    """Bars on a terminal; on anything else only the lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> RichReporter:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def started(self, plan: StagePlan) -> Callable[[], None]:
+        """Show a bar for what is missing."""
+        bar = self._bars.add_task(plan.stage.name, total=plan.missing, visible=plan.missing > 0)
+        if plan.missing:
+            self._bars.start_task(bar)
+        return lambda: self._bars.advance(bar)
+
+    def finished(self, result: StageResult) -> None:
+        """Replace the bar by a line: hit or miss, how many, how fast, and why."""
+        for bar in self._bars.task_ids:
+            self._bars.remove_task(bar)
+        self._console.print(stage_line(result), highlight=False, soft_wrap=True)
+
+    def damaged(self, error: CorruptItem) -> None:
+        """Say that an item has to be computed again."""
+        self._console.print(f"[yellow]damaged[/yellow] {error}", highlight=False, soft_wrap=True)
+
+
+def stage_line(result: StageResult) -> str:
+    """One line on a stage, for example ``embed  miss  12 of 289 computed in 3.1 s (3.9/s): new items``."""
+    if result.computed == 0:
+        return f"{result.stage:<9} [green]hit [/green] {result.hits} of {result.items} in the store"
+    rate = result.computed / max(result.seconds, 1e-9)
+    return (
+        f"{result.stage:<9} [cyan]miss[/cyan] {result.computed} of {result.items} computed "
+        f"in {result.seconds:.1f} s ({rate:.1f}/s): {result.reason}"
+    )

@@ -1,0 +1,47 @@
+"""Training: APRIL-GAN's linear layers on an auxiliary dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from configs.loader import validate
+from configs.schema import Experiment, TrainConfig
+from configs.settings import Settings
+from flows.evaluate import Reporter, run_stage
+from flows.local_engine import execute_locally
+from flows.prepare import locate_clip, read_manifest
+from storage.errors import ConfigError
+from tasks.stage import Run
+from tasks.train_april_gan import TOKENS, Epoch, train_adapter
+
+
+def train_april_gan(
+    experiment: Experiment,
+    config: TrainConfig,
+    out: Path,
+    store: Path,
+    settings: Settings,
+    reporter: Reporter,
+    on_epoch: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Cache the tokens of the dataset's split, then train on them; the adapter is written to ``out``.
+
+    Raises:
+        ConfigError: ``out`` does not end in ``.safetensors``.
+        DataError, WeightsError: see their messages.
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out}: must end in .safetensors")
+    manifest = read_manifest(experiment)
+    run = Run(experiment, manifest, store.resolve(), {"clip": locate_clip(experiment, settings)})
+    run_stage(run, TOKENS, execute_locally, reporter)
+    return train_adapter(run, config, run.artefact(TOKENS.key(run)), out, on_epoch)
+
+
+def train_config(overrides: Sequence[str]) -> TrainConfig:
+    """The recipe from ``key=value`` overrides. Raises ``ConfigError``."""
+    import yaml
+
+    pairs = [override.partition("=") for override in overrides]
+    return validate(TrainConfig, {key: yaml.safe_load(value) for key, _, value in pairs})

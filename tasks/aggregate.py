@@ -1,0 +1,131 @@
+"""Stage ``aggregate``: the table, by category and mean, from histograms alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cascade.metrics import ImageMetrics, PixelMetrics, ScoreHistogram, image_metrics, summary
+from storage.artefacts import ArraySpec, Artefact
+from storage.datasets import ImageRecord
+from storage.errors import StageError
+from storage.keys import StageKey, digest_of
+from tasks import score
+from tasks.stage import Run, Stage, StageItem
+
+VERSION = 1
+METRICS = (
+    "pixel_auroc",
+    "pixel_f1max",
+    "pixel_ap",
+    "pixel_aupro",
+    "image_auroc",
+    "image_f1max",
+    "image_ap",
+)
+MEAN = "mean"
+
+
+def key(run: Run) -> StageKey:
+    """The scores, and nothing else; which images are averaged is the item's identity."""
+    return StageKey("aggregate", VERSION, {}, {"score": score.key(run).digest})
+
+
+def items(run: Run) -> list[StageItem]:
+    """One item: the set of all images with their categories and labels."""
+    members = [[score.item_id(run, record), record.category, record.label] for record in run.manifest]
+    return [StageItem(digest_of(members), run.manifest.records[0])]
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """None: the table is the record."""
+    return {}
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Write ``rows``: one for each category and step, then one mean for each step; ``None`` where undefined."""
+    scores = run.artefact(score.key(run))
+    rows: list[dict[str, Any]] = []
+    for category in run.manifest.categories:
+        records = [record for record in run.manifest if record.category == category]
+        rows += _category_rows(run, scores, category, records)
+    rows += [_mean_row(step, [row for row in rows if row["step"] == step]) for step in score.STEPS]
+    (item,) = items
+    artefact.write(item.id, {}, {"rows": rows})
+
+
+def table_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of a finished run."""
+    (item,) = items(run)
+    rows: list[dict[str, Any]] = run.artefact(key(run)).read(item.id).record["rows"]
+    return rows
+
+
+def _category_rows(run: Run, scores: Artefact, category: str, records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
+    """One row for each step.
+
+    Pixels count only if the truth of every image with a known label is known; otherwise good images alone would be
+    compared and the cells stay empty.
+    """
+    totals = [ScoreHistogram.empty() for _ in score.STEPS]
+    image_scores: list[list[float]] = []
+    labels: list[bool] = []
+    complete = True
+    for record in records:
+        item = scores.read(score.item_id(run, record), only=score.HISTOGRAMS)
+        if record.label is not None:
+            image_scores.append(item.record["image_score"])
+            labels.append(bool(record.label))
+        if not item.record["truth"]:
+            complete &= record.label is None
+            continue
+        for index in range(len(score.STEPS)):
+            totals[index] += ScoreHistogram(
+                item.arrays["negatives"][index].astype(np.int64),
+                item.arrays["positives"][index].astype(np.int64),
+                item.arrays["regions"][index],
+                item.record["regions"],
+            )
+    rows = []
+    for index, step in enumerate(score.STEPS):
+        usable = complete and bool(totals[index].positives.any()) and bool(totals[index].negatives.any())
+        both = len(set(labels)) == 2
+        metrics = _cells(
+            summary(totals[index]) if usable else None,
+            image_metrics(np.array(image_scores)[:, index], np.array(labels)) if both else None,
+        )
+        rows.append(
+            {"category": category, "step": step, "n_images": len(records), "n_anomalous": sum(labels)} | metrics
+        )
+    return rows
+
+
+def _cells(pixel: PixelMetrics | None, image: ImageMetrics | None) -> dict[str, float | None]:
+    values: list[float | None] = [None] * len(METRICS)
+    if pixel is not None:
+        values[:4] = [pixel.auroc, pixel.f1_max, pixel.average_precision, pixel.aupro]
+    if image is not None:
+        values[4:] = [image.auroc, image.f1_max, image.average_precision]
+    for name, value in zip(METRICS, values, strict=True):
+        if value is not None and not -1e-9 <= value <= 1 + 1e-9:
+            raise StageError(f"aggregate: {name} is {value}, outside [0, 1]; this is a defect of the program")
+    return {
+        name: None if value is None or math.isnan(value) else float(value)
+        for name, value in zip(METRICS, values, strict=True)
+    }
+
+
+def _mean_row(step: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Unweighted mean over the categories that have a value, the field's convention."""
+    means: dict[str, Any] = {}
+    for name in METRICS:
+        values = [row[name] for row in rows if row[name] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    counts = {name: sum(row[name] for row in rows) for name in ("n_images", "n_anomalous")}
+    return {"category": MEAN, "step": step} | counts | means
+
+
+AGGREGATE = Stage("aggregate", key, items, arrays, compute)

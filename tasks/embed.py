@@ -1,0 +1,52 @@
+"""Stage ``embed``: SAM's image encoder, once for each image, ever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.artefacts import ArraySpec, Artefact
+from storage.datasets import read_image
+from storage.keys import StageKey
+from tasks.stage import Run, Stage, StageItem, batches, config_of, image_items, read_ahead, require_finite
+
+VERSION = 1
+
+
+def key(run: Run) -> StageKey:
+    """Encoder, its weights, and how the image is given to it."""
+    embed = run.experiment.embed
+    unused = () if embed.image == "square" else ("square_side",)
+    config = config_of(embed, "weights", "sha256", *unused)
+    return StageKey("embed", VERSION, config, weights={"sam": run.weights["sam"].sha256})
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """``embedding`` [C, grid, grid] float16, the encoder's output."""
+    from cascade.sam.build import embedding_shape
+
+    return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Decode, encode and store images, a batch at a time."""
+    import torch
+
+    from cascade.sam.image import embed, normalise, to_input
+    from tasks.models import sam_of
+
+    config = run.experiment.embed
+    sam = sam_of(run)
+    side = sam.image_encoder.img_size
+    images = read_ahead(
+        items,
+        lambda item: to_input(read_image(run.image_path(item.record)), config.image, side, config.square_side),
+    )
+    for batch in batches(images, config.batch_size):
+        inputs = torch.stack([normalise(image, sam) for _, image in batch])
+        embeddings = embed(sam, inputs, bf16=config.precision == "bf16").half().cpu().numpy()
+        for (item, _), embedding in zip(batch, embeddings, strict=True):
+            require_finite("embed", item.record, embedding)
+            artefact.write(item.id, {"embedding": embedding}, {})
+
+
+EMBED = Stage("embed", key, image_items, arrays, compute)

@@ -1,0 +1,93 @@
+"""Stage ``localise``: where CLIP, asked in words, sees something wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from storage.artefacts import ArraySpec, Artefact
+from storage.datasets import read_image
+from storage.keys import StageKey
+from tasks.stage import Run, Stage, StageItem, batches, config_of, read_ahead, require_finite, worded_items
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+VERSION = 1
+
+
+def key(run: Run) -> StageKey:
+    """Model, adapter, the sentences themselves (not the name of their file), and the input size."""
+    from tasks.ensembles import load_ensemble
+
+    config = config_of(
+        run.experiment.localise,
+        "weights",
+        "sha256",
+        "pretrained",
+        "adapter",
+        "adapter_sha256",
+        "adapter_trained_on",
+        "prompts",
+    )
+    config["sentences"] = load_ensemble(run.experiment.localise.prompts).as_data()
+    weights = {role: run.weights[role].sha256 for role in ("clip", "adapter")}
+    return StageKey("localise", VERSION, config, weights=weights)
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """``logits`` [L, 2, grid, grid] float32: both logits of each block, upsampled where they are used."""
+    from tasks.models import check_layers, clip_config
+
+    config = run.experiment.localise
+    clip = clip_config(config.backbone)
+    check_layers(config, clip)
+    grid = config.image_side // clip["vision_cfg"]["patch_size"]
+    return {"logits": ArraySpec((len(config.layers), 2, grid, grid), "float32")}
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Decode images, compare their tokens with the text features of their class, and store the logits."""
+    import torch
+    from PIL import Image
+
+    from cascade.clip.april_gan import grid_logits, image_score
+    from cascade.clip.backbone import image_tensor, image_tokens
+    from tasks.models import adapter_of, clip_of, device_of
+
+    config = run.experiment.localise
+    clip, adapter, device = clip_of(run), adapter_of(run), device_of(run)
+    texts = text_features(run, clip, {run.words(item.record) for item in items})
+    images = read_ahead(
+        items, lambda item: image_tensor(Image.fromarray(read_image(run.image_path(item.record))), config.image_side)
+    )
+    for batch in batches(images, config.batch_size):
+        tokens = image_tokens(
+            clip, torch.stack([image for _, image in batch]).to(device), config.layers, bf16=config.precision == "bf16"
+        )
+        text = torch.stack([texts[run.words(item.record)] for item, _ in batch])
+        with torch.inference_mode():
+            logits = grid_logits(adapter, tokens.blocks, text).cpu().numpy()
+            scores = image_score(tokens.pooled, text).cpu().numpy()
+        for (item, _), own, score in zip(batch, logits, scores, strict=True):
+            require_finite("localise", item.record, own)
+            require_finite("localise", item.record, score)
+            artefact.write(item.id, {"logits": own}, {"image_score": float(score)})
+
+
+def text_features(run: Run, clip: nn.Module, words: set[str]) -> dict[str, torch.Tensor]:
+    """[D, 2] unit columns, normal and abnormal, for each class."""
+    import torch
+
+    from cascade.clip.backbone import mean_text_feature
+    from tasks.ensembles import load_ensemble
+
+    ensemble = load_ensemble(run.experiment.localise.prompts)
+    return {
+        each: torch.stack([mean_text_feature(clip, sentences) for sentences in ensemble.sentences(each)], dim=1)
+        for each in sorted(words)
+    }
+
+
+LOCALISE = Stage("localise", key, worded_items, arrays, compute)

@@ -1,0 +1,137 @@
+"""Networks, built from verified checkpoints and kept once per process."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from segment_anything.modeling import Sam
+from torch import nn
+
+from cascade.clip.april_gan import LinearAdapter, build_adapter
+from cascade.clip.backbone import build_clip, model_config, model_names
+from cascade.sam.build import build_sam
+from configs.loader import MODELS
+from configs.schema import LocaliseConfig
+from storage.errors import ConfigError, WeightsError, nearest
+from tasks.stage import Run
+
+_ADAPTER_KEY = "trainable_linearlayer"
+
+
+def device_of(run: Run) -> torch.device:
+    """The device that the configuration asks for. Raises ``ConfigError`` if there is no such device."""
+    wanted = run.experiment.runtime.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu'")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def sam_of(run: Run) -> Sam:
+    """The SAM of a run, on its device."""
+    located = run.weights["sam"]
+    return _sam(run.experiment.embed.backbone, located.path, located.sha256, device_of(run))
+
+
+def clip_of(run: Run) -> nn.Module:
+    """The CLIP model of a run, on its device."""
+    localise, located = run.experiment.localise, run.weights["clip"]
+    quick = localise.activation == "quickgelu"
+    pinned = located.source != "path" or localise.sha256 is not None
+    return _clip(localise.backbone, located.path, located.sha256, pinned, localise.image_side, quick, device_of(run))
+
+
+def adapter_of(run: Run) -> LinearAdapter:
+    """The trained linear layers of a run, on its device."""
+    located = run.weights["adapter"]
+    return _adapter(located.path, located.sha256).to(device_of(run))
+
+
+def clip_config(backbone: str) -> dict[str, Any]:
+    """The open_clip configuration of a backbone. Raises ``ConfigError`` naming the nearest one that exists."""
+    own = MODELS / f"{backbone}_clip.json"
+    if own.is_file():
+        config: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
+        return config
+    known = model_config(backbone)
+    if known is None:
+        ours = [path.stem.removesuffix("_clip") for path in MODELS.glob("*_clip.json")]
+        raise ConfigError(f"localise.backbone: no model '{backbone}'; {nearest(backbone, model_names() + ours)[:300]}")
+    return known
+
+
+def check_layers(localise: LocaliseConfig, config: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if a block is asked for that the vision tower does not have."""
+    depth = config["vision_cfg"]["layers"]
+    if any(layer < 1 or layer > depth for layer in localise.layers):
+        raise ConfigError(f"localise.layers {list(localise.layers)}: {localise.backbone} has blocks 1 to {depth}")
+
+
+def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, on the CPU; safetensors, or a torch file loaded with ``weights_only``.
+
+    A TorchScript archive (OpenAI's CLIP files) holds code, so it is opened only if its digest is pinned.
+    Raises ``WeightsError`` if the file is something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        if pinned and _is_torchscript(path):
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+            return {name: value for name, value in state.items() if value.ndim or name == "logit_scale"}
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in many ways; all mean that the file is of no use
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path} ({sha256[:12]}): not a checkpoint that can be loaded safely ({reason})") from error
+    state = state.get("state_dict", state.get(_ADAPTER_KEY, state))
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise WeightsError(f"{path}: entry '{name}' is not a plain tensor; save a state dict of dense tensors")
+    return dict(state)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+@lru_cache(maxsize=1)
+def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
+    sam = build_sam(backbone)
+    _load(sam, read_state(path, sha256), path, f"SAM '{backbone}'")
+    return sam.requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def _clip(
+    backbone: str, path: Path, sha256: str, pinned: bool, side: int, quick_gelu: bool, device: torch.device
+) -> nn.Module:
+    state = read_state(path, sha256, pinned=pinned)
+    try:
+        return build_clip(clip_config(backbone), state, side, quick_gelu=quick_gelu).to(device)
+    except ValueError as error:
+        raise WeightsError(f"{path}: does not fit CLIP '{backbone}' ({error})") from error
+
+
+@lru_cache(maxsize=1)
+def _adapter(path: Path, sha256: str) -> LinearAdapter:
+    try:
+        return build_adapter(read_state(path, sha256)).requires_grad_(False)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _load(module: nn.Module, state: dict[str, torch.Tensor], path: Path, what: str) -> None:
+    try:
+        module.load_state_dict({name: value.float() for name, value in state.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: does not fit {what} ({' '.join(str(error).split())[:200]})") from error

@@ -1,0 +1,164 @@
+"""Stage ``refine``: CPS, three passes of SAM's decoder for each set of point prompts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.artefacts import ArraySpec, Artefact
+from storage.keys import StageKey
+from tasks import embed, localise, prompt
+from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+
+if TYPE_CHECKING:
+    from cascade.cps import Cascade, Row
+
+VERSION = 1
+STEPS = ("points", "points+logits", "points+box+logits")
+_MASKS = 3
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One set of prompts of one image."""
+
+    item: StageItem
+    number: int
+    prompts: Mapping[str, Any]
+    frame: tuple[int, int]
+
+
+def key(run: Run) -> StageKey:
+    """Every choice of CPS, the decoder's weights, and the artefacts that it reads."""
+    upstream = {"embed": embed.key(run).digest, "prompt": prompt.key(run).digest}
+    config = config_of(run.experiment.refine)
+    return StageKey("refine", VERSION, config, upstream, weights={"sam": run.weights["sam"].sha256})
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """``logits`` [3 steps, 3 masks, 4·grid, 4·grid] float16; a step with one mask fills the first."""
+    from cascade.sam.build import embedding_shape
+
+    side = 4 * embedding_shape(run.experiment.embed.backbone)[-1]
+    return {"logits": ArraySpec((len(STEPS), _MASKS, side, side), "float16")}
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Run the cascade, a batch of equally many points at a time, and store every step.
+
+    The record holds ``no_prompt`` alone for an image without prompt (and no array is written); else also
+    ``box_fallback``, ``empty_ring`` and, by step, ``predicted_iou``, ``chosen`` and ``boxes`` (prompt frame).
+    """
+    prompts = run.artefact(prompt.key(run))
+    jobs: list[_Job] = []
+    for item in items:
+        record = prompts.read(item.id).record
+        if not record["sets"]:
+            artefact.write(item.id, {}, {"no_prompt": True})
+        for number, own in enumerate(record["sets"]):
+            jobs.append(_Job(item, number, own, (record["frame"][0], record["frame"][1])))
+
+    sets_of = {job.item.id: len([other for other in jobs if other.item.id == job.item.id]) for job in jobs}
+    finished: dict[str, list[tuple[_Job, Cascade]]] = defaultdict(list)
+    for job, cascade in _cascades(run, jobs):
+        own = finished[job.item.id]
+        own.append((job, cascade))
+        if len(own) == sets_of[job.item.id]:
+            _store(artefact, job.item, finished.pop(job.item.id))
+
+
+def _cascades(run: Run, jobs: Sequence[_Job]) -> Any:
+    """Each job with its cascade; rows of a batch have equally many points, so nothing is padded."""
+    import torch
+
+    from cascade.cps import CascadeOptions, run_cascade
+    from cascade.frames import scale_points
+    from tasks.models import device_of, sam_of
+
+    if not jobs:
+        return
+    config = run.experiment.refine
+    options = CascadeOptions(**config.model_dump(exclude={"precision", "batch_size"}))
+    sam, device = sam_of(run), device_of(run)
+    embeddings = run.artefact(embed.key(run))
+    buckets: dict[int, list[_Job]] = defaultdict(list)
+    for job in jobs:
+        buckets[len(job.prompts["labels"])].append(job)
+    for _, bucket in sorted(buckets.items()):
+        for start in range(0, len(bucket), config.batch_size):
+            batch = bucket[start : start + config.batch_size]
+            rows = [_row(run, job, options.choice == "agreement") for job in batch]
+            features = [embeddings.read(job.item.record.image_id).arrays["embedding"] for job in batch]
+            points = [
+                scale_points(
+                    np.array(job.prompts["points"]), (job.item.record.height, job.item.record.width), row.frame.size
+                )
+                for job, row in zip(batch, rows, strict=True)
+            ]
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                cascades = run_cascade(
+                    sam,
+                    torch.from_numpy(np.stack(features)).float().to(device),
+                    torch.from_numpy(np.stack(points)).float().to(device),
+                    torch.tensor([job.prompts["labels"] for job in batch], device=device),
+                    rows,
+                    options,
+                )
+            yield from zip(batch, cascades, strict=True)
+
+
+def _row(run: Run, job: _Job, with_map: bool) -> Row:
+    from cascade.cps import Row
+    from cascade.frames import grid_coverage
+    from cascade.sam.build import embedding_shape, input_side
+    from cascade.sam.image import input_frame
+
+    record, backbone = job.item.record, run.experiment.embed.backbone
+    frame = input_frame((record.height, record.width), run.experiment.embed.image, input_side(backbone))
+    anomaly = None
+    if with_map:
+        import torch
+
+        from cascade.clip.april_gan import anomaly_map
+
+        logits = run.artefact(localise.key(run)).read(job.item.id).arrays["logits"]
+        whole = anomaly_map(torch.from_numpy(logits)[None], job.frame)[0].numpy()
+        anomaly = grid_coverage(whole, frame, 4 * embedding_shape(backbone)[-1])
+    return Row(frame, job.frame, np.array(job.prompts["box"]), anomaly)
+
+
+def _store(artefact: Artefact, item: StageItem, parts: Sequence[tuple[_Job, Cascade]]) -> None:
+    """Write one image's three steps; several sets of prompts are merged by the maximum of their chosen masks (A14)."""
+    parts = sorted(parts, key=lambda part: part[0].number)
+    steps = []
+    for index in range(len(STEPS)):
+        own = [cascade.steps[index] for _, cascade in parts]
+        if len(own) == 1:
+            logits, predicted_iou, chosen = own[0].logits, own[0].predicted_iou, own[0].chosen
+        else:
+            logits = np.max([step.logits[step.chosen] for step in own], axis=0)[None]
+            predicted_iou = np.mean([step.predicted_iou[[step.chosen]] for step in own], axis=0)
+            chosen = 0
+        boxes = [box.tolist() for step in own for box in step.boxes]
+        steps.append((logits, [float(value) for value in predicted_iou], chosen, boxes))
+
+    stored = np.zeros((len(STEPS), _MASKS, *steps[0][0].shape[1:]), dtype=np.float16)
+    for index, (logits, *_) in enumerate(steps):
+        stored[index, : len(logits)] = logits
+    require_finite("refine", item.record, stored)
+    record = {
+        "no_prompt": False,
+        "box_fallback": any(cascade.box_fallback for _, cascade in parts),
+        "empty_ring": any(job.prompts["empty_ring"] for job, _ in parts),
+        "predicted_iou": [step[1] for step in steps],
+        "chosen": [step[2] for step in steps],
+        "boxes": [step[3] for step in steps],
+    }
+    artefact.write(item.id, {"logits": stored}, record)
+
+
+REFINE = Stage("refine", key, worded_items, arrays, compute)

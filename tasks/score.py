@@ -1,0 +1,165 @@
+"""Stage ``score``: one float16 score per pixel for the CLIP map and each cascade step, and their histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.artefacts import ArraySpec, Artefact
+from storage.datasets import ImageRecord, mask_in_frame, read_mask
+from storage.errors import DataError
+from storage.keys import StageKey
+from tasks import localise, prompt, refine
+from tasks.prompt import frame_size
+from tasks.stage import Run, Stage, StageItem, config_of, worded_id
+
+VERSION = 1
+STEPS = ("clip", *refine.STEPS)
+HISTOGRAMS = ("negatives", "positives", "regions")
+_BINS = 65_536
+
+
+def key(run: Run) -> StageKey:
+    """Fusion and evaluation frame, and the artefacts that it reads."""
+    upstream = {
+        name: stage.key(run).digest for name, stage in (("localise", localise), ("prompt", prompt), ("refine", refine))
+    }
+    return StageKey("score", VERSION, config_of(run.experiment.score), upstream)
+
+
+def item_id(run: Run, record: ImageRecord) -> str:
+    """The identity of an image, its words and what is held to be true of it: mask digest, or label."""
+    truth = record.mask_id or {0: "good", 1: "unmasked", None: "unknown"}[record.label]
+    return f"{worded_id(run, record)}/{truth}"
+
+
+def items(run: Run) -> list[StageItem]:
+    """One item for each distinct image, words and ground truth."""
+    entries = (StageItem(item_id(run, record), record) for record in run.manifest)
+    return list({entry.id: entry for entry in entries}.values())
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """``scores_<H>x<W>`` [4, H, W] float16, ``truth_<H>x<W>`` packed bits, and by step the three histograms.
+
+    ``negatives`` and ``positives`` are counts and ``regions`` are positives weighted by 1/(size of their region), each
+    [4, 65536] over the float16 values in ascending order.
+    """
+    sizes = {frame_size(run.experiment.score.frame, item.record) for item in items}
+    specs = {
+        "negatives": ArraySpec((len(STEPS), _BINS), "uint32", compress=True),
+        "positives": ArraySpec((len(STEPS), _BINS), "uint32", compress=True),
+        "regions": ArraySpec((len(STEPS), _BINS), "float64", compress=True),
+    }
+    for height, width in sorted(sizes):
+        specs[f"scores_{height}x{width}"] = ArraySpec((len(STEPS), height, width), "float16")
+        specs[f"truth_{height}x{width}"] = ArraySpec(((height * width + 7) // 8,), "uint8", compress=True)
+    return specs
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Fuse, count and store each image.
+
+    The record holds ``frame``, ``truth`` (whether pixels could be compared), ``regions`` (connected parts of the mask)
+    and by step ``image_score``, ``max_score``, ``mask_area`` (share of the frame) and ``mask_iou``.
+    """
+    maps, prompts, masks = (run.artefact(stage.key(run)) for stage in (localise, prompt, refine))
+    for item in items:
+        worded = worded_id(run, item.record)
+        localised, refined = maps.read(worded), masks.read(worded)
+        threshold = prompts.read(worded).record["threshold"]
+        scores, segments = _scores(run, item.record, localised.arrays["logits"], threshold, refined)
+        _write(run, item, artefact, scores, segments, localised.record["image_score"])
+
+
+def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:
+    """The ground truth [H, W] in the evaluation frame; all zeros for a good image, ``None`` if it is not known."""
+    size = frame_size(run.experiment.score.frame, record)
+    if record.mask_path is not None:
+        mask = read_mask(run.manifest.root / record.mask_path)
+        if record.label == 1 and not mask.any():
+            raise DataError(f"{record.mask_path}: empty mask of a defective image; mend or remove the pair")
+        return mask_in_frame(mask, size)
+    return np.zeros(size, dtype=bool) if record.label == 0 else None
+
+
+def _scores(
+    run: Run, record: ImageRecord, grid_logits: NDArray[Any], threshold: float, refined: Any
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Scores and segmented pixels [4, H, W] of the CLIP map and the three steps."""
+    import torch
+
+    from cascade.clip.april_gan import anomaly_map
+    from cascade.frames import logits_in_frame
+    from cascade.fusion import FusionOptions, fuse, smooth
+    from cascade.sam.build import input_side
+    from cascade.sam.image import input_frame
+
+    config, embedding = run.experiment.score, run.experiment.embed
+    options = FusionOptions(**config.model_dump(exclude={"frame", "image_score"}))
+    size = frame_size(config.frame, record)
+    clip_map = anomaly_map(torch.from_numpy(grid_logits)[None], size)[0].numpy()
+    smoothed = smooth(clip_map, options)
+    scores, segments = [clip_map], [clip_map >= threshold]
+    frame = input_frame((record.height, record.width), embedding.image, input_side(embedding.backbone))
+    for index in range(len(refine.STEPS)):
+        if refined.record["no_prompt"]:
+            scores.append(fuse(smoothed, None, np.zeros(0, np.float32), 0, options))
+            segments.append(np.zeros(size, dtype=bool))
+            continue
+        predicted_iou = np.array(refined.record["predicted_iou"][index], dtype=np.float32)
+        chosen = refined.record["chosen"][index]
+        low_res = torch.from_numpy(refined.arrays["logits"][index, : len(predicted_iou)]).float()
+        logits = logits_in_frame(low_res[None], frame, size)[0].numpy()
+        scores.append(fuse(smoothed, logits, predicted_iou, chosen, options))
+        segments.append(logits[chosen] > 0)
+    return np.stack(scores).astype(np.float16), np.stack(segments)
+
+
+def _write(
+    run: Run,
+    item: StageItem,
+    artefact: Artefact,
+    scores: NDArray[np.float16],
+    segments: NDArray[np.bool_],
+    clip_score: float,
+) -> None:
+    truth = truth_in_frame(run, item.record)
+    height, width = scores.shape[1:]
+    largest = [float(own.max()) for own in scores]
+    by_clip = run.experiment.score.image_score == "clip"
+    record: dict[str, Any] = {
+        "frame": [height, width],
+        "truth": truth is not None,
+        "regions": 0,
+        "image_score": [clip_score if by_clip else value for value in largest],
+        "max_score": largest,
+        "mask_area": [float(own.mean()) for own in segments],
+        "mask_iou": None,
+    }
+    stored: dict[str, NDArray[Any]] = {f"scores_{height}x{width}": scores}
+    if truth is not None:
+        histograms, record["regions"] = _histograms(scores, truth)
+        stored |= histograms
+        stored[f"truth_{height}x{width}"] = np.packbits(truth)
+        if truth.any():
+            record["mask_iou"] = [float((own & truth).sum() / (own | truth).sum()) for own in segments]
+    artefact.write(item.id, stored, record)
+
+
+def _histograms(scores: NDArray[np.float16], truth: NDArray[np.bool_]) -> tuple[Mapping[str, NDArray[Any]], int]:
+    from cascade.metrics import region_weights, score_histogram
+
+    weights, regions = region_weights(truth)
+    histograms = [score_histogram(own, truth, weights) for own in scores]
+    return {
+        "negatives": np.stack([each.negatives for each in histograms]).astype(np.uint32),
+        "positives": np.stack([each.positives for each in histograms]).astype(np.uint32),
+        "regions": np.stack([each.regions for each in histograms]),
+    }, regions
+
+
+SCORE = Stage("score", key, items, arrays, compute)

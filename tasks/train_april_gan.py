@@ -1,0 +1,203 @@
+"""Training of APRIL-GAN's linear layers on cached tokens (arXiv 2305.17382 and its public train.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from configs.schema import TrainConfig
+from storage.artefacts import ArraySpec, Artefact
+from storage.atomic import replacing
+from storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
+from storage.errors import DataError
+from storage.keys import StageKey
+from tasks.localise import text_features
+from tasks.stage import Run, Stage, StageItem, batches, config_of, image_items, read_ahead, require_finite
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Mean loss of an epoch, focal and Dice summed over blocks."""
+
+    number: int
+    loss: float
+
+
+def key(run: Run) -> StageKey:
+    """The frozen tower and its input; neither adapter nor sentences."""
+    fields = ("backbone", "activation", "image_side", "layers", "precision")
+    config = {name: value for name, value in config_of(run.experiment.localise).items() if name in fields}
+    return StageKey("tokens", VERSION, config, weights={"clip": run.weights["clip"].sha256})
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """``tokens`` [L, 1 + grid², width] float16."""
+    from tasks.models import check_layers, clip_config
+
+    config = run.experiment.localise
+    clip = clip_config(config.backbone)
+    check_layers(config, clip)
+    grid = config.image_side // clip["vision_cfg"]["patch_size"]
+    return {"tokens": ArraySpec((len(config.layers), 1 + grid * grid, clip["vision_cfg"]["width"]), "float16")}
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Encode images and store the tokens of the chosen blocks."""
+    from tasks.models import clip_of
+
+    clip = clip_of(run)
+    images = read_ahead(items, lambda item: read_image(run.image_path(item.record)))
+    for batch in batches(images, run.experiment.localise.batch_size):
+        tokens = _encode(run, clip, [image for _, image in batch]).half().cpu().numpy()
+        for (item, _), own in zip(batch, tokens, strict=True):
+            require_finite("tokens", item.record, own)
+            artefact.write(item.id, {"tokens": own}, {})
+
+
+TOKENS = Stage("tokens", key, image_items, arrays, compute)
+
+
+def train_adapter(
+    run: Run, config: TrainConfig, tokens: Artefact, out: Path, on_epoch: Callable[[Epoch], None]
+) -> list[Epoch]:
+    """Train the linear layers and write them, with what they were trained on, to ``out`` (safetensors).
+
+    An epoch without mosaics reads cached tokens and touches only linear layers; a mosaic is encoded as it comes.
+
+    Raises:
+        DataError: a defective image of the training data has no mask, or none is defective.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from cascade.clip.april_gan import LinearAdapter, grid_logits, layer_maps
+    from cascade.losses import segmentation_loss
+    from tasks.models import clip_config, clip_of, device_of
+
+    records = list(run.manifest)
+    _check_training_data(run, records)
+    localise, device = run.experiment.localise, device_of(run)
+    clip, model = clip_of(run), clip_config(localise.backbone)
+    texts = text_features(run, clip, {run.words(record) for record in records})
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    adapter = LinearAdapter(len(localise.layers), model["vision_cfg"]["width"], model["embed_dim"]).to(device)
+    optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate, betas=(0.5, 0.999))
+    size = (localise.image_side, localise.image_side)
+    epochs = []
+    for number in range(1, config.epochs + 1):
+        losses = []
+        order = rng.permutation(len(records))
+        for start in range(0, len(order), config.batch_size):
+            chosen = [records[index] for index in order[start : start + config.batch_size]]
+            examples = [_example(run, clip, tokens, record, rng, config.mosaic) for record in chosen]
+            blocks = torch.stack([own for own, _ in examples]).to(device).unbind(dim=1)
+            masks = torch.from_numpy(np.stack([mask for _, mask in examples])).to(device)
+            text = torch.stack([texts[run.words(record)] for record in chosen]).clone()
+            loss = segmentation_loss(layer_maps(grid_logits(adapter, blocks, text), size), masks)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        epochs.append(Epoch(number, float(np.mean(losses))))
+        on_epoch(epochs[-1])
+
+    with replacing(out) as part:
+        state = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
+        save_file(state, part, metadata={"training": json.dumps(_training(run, config, epochs), sort_keys=True)})
+    return epochs
+
+
+def _example(
+    run: Run, clip: nn.Module, tokens: Artefact, record: ImageRecord, rng: np.random.Generator, mosaic: float
+) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+    """Tokens [L, 1 + P, width] and mask [side, side] of one image, or with some probability of a mosaic."""
+    import torch
+
+    side = run.experiment.localise.image_side
+    if mosaic and rng.random() < mosaic:
+        image, mask = _mosaic(run, record.category, rng)
+        return _encode(run, clip, [image])[0].cpu(), mask_in_frame(mask, (side, side))
+    cached = tokens.read(record.image_id).arrays["tokens"]
+    return torch.from_numpy(cached).float(), mask_in_frame(_mask(run, record), (side, side))
+
+
+def _mosaic(run: Run, category: str, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Four images of a category in a 2 x 2 canvas: a defect type drawn evenly, then a file (APRIL-GAN's augmentation).
+
+    All four take the size of the first, so that images of different sizes fit one canvas.
+    """
+    own = [record for record in run.manifest if record.category == category]
+    kinds = sorted({record.defect for record in own})
+    images: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.bool_]] = []
+    for _ in range(4):
+        kind = kinds[rng.integers(len(kinds))]
+        files = [record for record in own if record.defect == kind]
+        record = files[rng.integers(len(files))]
+        image, mask = read_image(run.image_path(record)), _mask(run, record)
+        if images and image.shape != images[0].shape:
+            height, width = images[0].shape[:2]
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+            mask = mask_in_frame(mask, (height, width))
+        images.append(image)
+        masks.append(mask)
+    canvas = np.vstack([np.hstack(images[:2]), np.hstack(images[2:])])
+    return canvas, np.vstack([np.hstack(masks[:2]), np.hstack(masks[2:])])
+
+
+def _mask(run: Run, record: ImageRecord) -> NDArray[np.bool_]:
+    if record.mask_path is None:
+        return np.zeros((record.height, record.width), dtype=bool)
+    return read_mask(run.manifest.root / record.mask_path)
+
+
+def _encode(run: Run, clip: nn.Module, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+    """Tokens [B, L, 1 + P, width] float32 of images [H, W, 3]."""
+    import torch
+
+    from cascade.clip.backbone import image_tensor, image_tokens
+    from tasks.models import device_of
+
+    config = run.experiment.localise
+    inputs = torch.stack([image_tensor(Image.fromarray(image), config.image_side) for image in images])
+    tokens = image_tokens(clip, inputs.to(device_of(run)), config.layers, bf16=config.precision == "bf16")
+    return torch.stack(tokens.blocks, dim=1)
+
+
+def _check_training_data(run: Run, records: Sequence[ImageRecord]) -> None:
+    unknown = [record for record in records if record.label is None or (record.label and record.mask_path is None)]
+    if unknown:
+        raise DataError(f"{run.manifest.root / unknown[0].path}: training needs a label, and a mask if it is defective")
+    if not any(record.label for record in records):
+        raise DataError(f"{run.manifest.root}: training needs defective images; none is in the chosen split")
+
+
+def _training(run: Run, config: TrainConfig, epochs: Sequence[Epoch]) -> dict[str, Any]:
+    """What an adapter has to say about itself: enough to refuse an unfair test."""
+    return {
+        "method": "april_gan",
+        "dataset": run.manifest.name,
+        "categories": list(run.manifest.categories),
+        "image_ids": sorted({record.image_id for record in run.manifest}),
+        "backbone": run.experiment.localise.backbone,
+        "layers": list(run.experiment.localise.layers),
+        "image_side": run.experiment.localise.image_side,
+        "activation": run.experiment.localise.activation,
+        "clip_sha256": run.weights["clip"].sha256,
+        "recipe": config.model_dump(mode="json"),
+        "loss": [epoch.loss for epoch in epochs],
+    }
