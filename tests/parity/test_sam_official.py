@@ -1,0 +1,95 @@
+"""Our encoder path and our batched cascade against the official predictor, with the same random weights."""
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+
+from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.frames import logits_in_frame, mask_box, scale_points
+from cascade.sam.build import build_sam
+from cascade.sam.image import embed, input_frame, normalise, to_input
+from tests.parity.rules import sam_image
+
+SIZES = {"square": (120, 120), "landscape": (90, 160), "portrait": (150, 60)}
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    """Random weights whose masks are neither empty nor full."""
+    torch.manual_seed(3)
+    sam = build_sam("mini")
+    with torch.no_grad():
+        for name, value in sam.mask_decoder.named_parameters():
+            if "hypernetworks" in name and name.endswith("2.weight"):
+                value.mul_(8)
+    return SamPredictor(sam)
+
+
+def _images(seed):
+    return {name: sam_image(seed + index, *size, 3) for index, (name, size) in enumerate(SIZES.items())}
+
+
+def _official_cascade(predictor, image, points, labels, multimask):
+    """Three calls of ``SamPredictor.predict`` as in PerSAM's cascade."""
+    predictor.set_image(image)
+    steps, fed, box = [], None, None
+    for number in range(3):
+        if number == 2:
+            box = mask_box(steps[1][0][steps[1][3]])
+        masks, iou, logits = predictor.predict(
+            point_coords=points,
+            point_labels=labels,
+            box=box,
+            mask_input=fed,
+            multimask_output=multimask[number],
+        )
+        best = int(iou.argmax())
+        fed = logits[best : best + 1]
+        steps.append((masks, iou, logits, best, box))
+    return steps
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_encoder_path(predictor, shape):
+    image = _images(10)[shape]
+    predictor.set_image(image)
+    sam = predictor.model
+    ours = embed(sam, normalise(to_input(image, "padded", 512, 518), sam)[None])
+    torch.testing.assert_close(ours, predictor.features, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("multimask", [(True, True, True), (False, True, True)], ids=["paper", "persam"])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_batched_cascade(predictor, k, multimask):
+    """One batch of images of three shapes; masks identical, low-res logits within 1e-4."""
+    sam = predictor.model
+    images, rng = _images(20 + k), np.random.default_rng(k)
+    labels = np.array([1] * k + [0] * k)
+    points = {name: rng.uniform(0, 1, (2 * k, 2)) * [size[1] - 1, size[0] - 1] for name, size in SIZES.items()}
+    expected = {name: _official_cascade(predictor, images[name], points[name], labels, multimask) for name in SIZES}
+
+    frames = {name: input_frame(size, "padded", 512) for name, size in SIZES.items()}
+    embeddings = torch.cat(
+        [embed(sam, normalise(to_input(image, "padded", 512, 518), sam)[None]) for image in images.values()]
+    )
+    batch = np.stack([scale_points(points[name], size, frames[name].size) for name, size in SIZES.items()])
+    results = run_cascade(
+        sam,
+        embeddings,
+        torch.from_numpy(batch).float(),
+        torch.from_numpy(labels).expand(len(SIZES), -1),
+        [Row(frames[name], size, np.zeros(4)) for name, size in SIZES.items()],
+        CascadeOptions(multimask, "iou", "chosen", "mask", 0.0, "previous"),
+    )
+
+    for name, result in zip(SIZES, results, strict=True):
+        assert not result.box_fallback
+        for ours, (masks, iou, logits, best, box) in zip(result.steps, expected[name], strict=True):
+            np.testing.assert_allclose(ours.logits, logits, atol=1e-4)
+            np.testing.assert_allclose(ours.predicted_iou, iou, atol=1e-5)
+            assert ours.chosen == best
+            if box is not None:
+                np.testing.assert_array_equal(ours.boxes[0], box)
+            full = logits_in_frame(torch.from_numpy(ours.logits)[None], frames[name], SIZES[name])[0].numpy()
+            np.testing.assert_array_equal(full > 0, masks)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from configs import schema
+from configs.loader import load_experiment, preset_names, read_yaml
+from configs.schema import Experiment, Section
+from storage.errors import ConfigError
+from tasks.stage import config_of
+
+SECTIONS = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, Section)]
+Writer = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    def _write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def refusal(source: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_experiment(source, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_under_its_own_name(name: str) -> None:
+    assert load_experiment(name).name == name
+
+
+def test_presets_say_what_their_names_promise() -> None:
+    paper, strict, quality = (load_experiment(name) for name in ("paper", "paper_strict", "quality"))
+    assert paper == Experiment(name="paper")
+    assert strict == paper.model_copy(update={"name": "paper_strict", "score": strict.score})
+    assert strict.score == paper.score.model_copy(update={"gain": "one"})
+    assert quality.embed.image == "stretched"
+    assert quality.prompt == paper.prompt.model_copy(update={"ring_limit": 0.5})
+    assert load_experiment("mini").embed.backbone == load_experiment("mini").localise.backbone == "mini"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_of_every_section_has_a_default(section: type[Section]) -> None:
+    assert section() is not None
+    assert not [name for name, field in section.model_fields.items() if field.is_required()]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_how_many_at_a_time_is_in_no_key(section: type[Section]) -> None:
+    assert "batch_size" not in config_of(section())
+
+
+def test_a_key_holds_every_field_that_is_not_left_out() -> None:
+    localise = load_experiment("mini").localise
+    left_out = {"weights", "sha256"}
+    assert set(config_of(localise, *left_out)) == set(type(localise).model_fields) - left_out - {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("promt.positives=3", ["'promt'", "did you mean 'prompt'"]),
+        ("prompt.positve=3", ["'prompt.positve'", "did you mean 'positives'"]),
+        ("prompt.dilation.sice=3", ["'prompt.dilation.sice'", "did you mean 'size'"]),
+        ("score.fusion=blnd", ["score.fusion", "'blnd'", "did you mean 'blend'"]),
+        ("embed.backbone=vit_g", ["embed.backbone", "'vit_g'", "did you mean 'vit_", "mini"]),
+        ("dataset.layout=mvtek", ["dataset.layout", "did you mean 'mvtec'"]),
+        ("prompt.positives=0", ["prompt.positives", "greater than or equal to 1", "given: 0"]),
+        ("score.weight=1.5", ["score.weight", "less than or equal to 1", "given: 1.5"]),
+        ("prompt.positives=many", ["prompt.positives", "integer", "given: 'many'"]),
+        ("refine.multimask=[true]", ["refine.multimask"]),
+        ("name=a/b", ["name", "pattern"]),
+        ("embed=4", ["embed", "given: 4"]),
+        ("score.frame=nativ", ["score.frame", "native"]),
+    ],
+)
+def test_a_wrong_key_or_value_names_what_is_valid(override: str, parts: list[str]) -> None:
+    message = refusal("mini", override)
+    assert all(part in message for part in parts), message
+
+
+def test_an_unknown_experiment_names_the_nearest_preset() -> None:
+    assert "did you mean 'paper'" in refusal("papper")
+
+
+def test_an_impossible_combination_says_which_two() -> None:
+    message = refusal("mini", "refine.box=components", "prompt.grouping=component")
+    assert "refine.box" in message
+    assert "prompt.grouping" in message
+
+
+def test_overrides_reach_any_depth_and_read_yaml() -> None:
+    loaded = load_experiment(
+        "mini",
+        [
+            "prompt.dilation.size=31",
+            "localise.layers=[1, 2]",
+            "dataset.words={metal_nut: metal nut}",
+            "prompt.ring_limit=0.5",
+            "refine.multimask=[false, true, true]",
+            "score.frame=native",
+            "dataset.categories=null",
+            "localise.adapter=a=b.pth",
+            "prompt.dilation.size=33",
+        ],
+    )
+    assert loaded.prompt.dilation.size == 33
+    assert loaded.prompt.dilation.shape == "ellipse"
+    assert loaded.localise.layers == (1, 2)
+    assert loaded.dataset.words == {"metal_nut": "metal nut"}
+    assert loaded.refine.multimask == (False, True, True)
+    assert loaded.score.frame == "native"
+    assert loaded.dataset.categories is None
+    assert loaded.localise.adapter == "a=b.pth"
+
+
+@pytest.mark.parametrize("override", ["prompt.positives", "=3", "localise.layers=[1, 2", "prompt.frame.side=3", ".=3"])
+def test_a_malformed_override_is_refused(override: str) -> None:
+    assert override.split("=")[0] in refusal("mini", override)
+
+
+def test_a_value_in_place_of_a_section_is_named(write: Writer) -> None:
+    path = write("flat.yaml", "prompt: 3\n")
+    assert "'prompt' is a value" in refusal(str(path), "prompt.frame=100")
+
+
+def test_a_file_may_build_on_presets_and_files(write: Writer) -> None:
+    base = write("base.yaml", "extends: mini\nprompt: {positives: 5, dilation: {size: 9}}\nscore: {weight: 0.25}\n")
+    top = write("top.yaml", f"extends: {base}\nprompt: {{dilation: {{shape: cross}}}}\n")
+    loaded = load_experiment(str(top), ["score.gain=one"])
+    assert (loaded.name, loaded.embed.backbone) == ("top", "mini")
+    assert (loaded.prompt.positives, loaded.prompt.dilation.size, loaded.prompt.dilation.shape) == (5, 9, "cross")
+    assert (loaded.score.weight, loaded.score.gain) == (0.25, "one")
+    assert load_experiment("mini").prompt.positives == 3
+
+
+def test_files_beside_each_other_find_each_other(write: Writer) -> None:
+    write("base.yaml", "extends: mini\nprompt: {positives: 5}\n")
+    assert load_experiment(str(write("top.yaml", "extends: base.yaml\n"))).prompt.positives == 5
+
+
+def test_a_circle_of_files_is_refused(write: Writer, tmp_path: Path) -> None:
+    first = write("first.yaml", f"extends: {tmp_path / 'second.yaml'}\n")
+    write("second.yaml", f"extends: {first}\n")
+    assert "leads back to itself" in refusal(str(first))
+    assert "leads back to itself" in refusal(str(write("own.yaml", f"extends: {tmp_path / 'own.yaml'}\n")))
+
+
+def test_an_unknown_base_is_refused(write: Writer) -> None:
+    assert "did you mean 'mini'" in refusal(str(write("top.yaml", "extends: minni\n")))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("prompt: {positives: 3}\nscore: {}\nprompt: {positives: 5}\n", "'prompt' stands twice"),
+        ("prompt:\n  positives: 3\n  positives: 5\n", "'positives' stands twice"),
+        ("- a\n- b\n", "key: value"),
+        ("", "key: value"),
+        ("prompt: [\n", "not valid YAML"),
+        ("prompt: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("? [a, b]\n: 1\n", "not valid YAML"),
+        ("1: 2\n", "unknown configuration key '1'"),
+    ],
+)
+def test_a_file_that_says_something_else_than_it_seems_is_refused(write: Writer, text: str, part: str) -> None:
+    path = write("odd.yaml", text)
+    assert part in refusal(str(path))
+
+
+def test_a_file_that_cannot_be_a_configuration_is_refused(write: Writer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="larger than"):
+        read_yaml(write("large.yaml", "# " + "x" * 1_000_001))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "absent.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00name: a")
+    with pytest.raises(ConfigError):
+        read_yaml(binary)
+
+
+def test_an_experiment_cannot_be_changed_in_place() -> None:
+    loaded = load_experiment("mini")
+    with pytest.raises(ValidationError):
+        loaded.prompt.positives = 4
+    with pytest.raises(ValidationError):
+        loaded.prompt.dilation.size = 4
+    with pytest.raises(ValidationError):
+        loaded.name = "other"
+
+
+def test_an_experiment_survives_its_own_json() -> None:
+    loaded = load_experiment("quality", ["dataset.path=somewhere", "score.frame=native"])
+    assert Experiment.model_validate_json(loaded.model_dump_json()) == loaded

@@ -1,0 +1,175 @@
+"""PPG against a slow reference that follows the equations on full-size arrays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from cascade.frames import InputFrame
+from cascade.ppg import PromptOptions, dilation_kernel, generate_prompts
+from configs.schema import PromptConfig
+from tasks.prompt import prompt_options
+
+SIDE, GRID = 96, 12
+FRAME = InputFrame(192, (192, 192))
+
+
+@pytest.fixture
+def options() -> PromptOptions:
+    return prompt_options(PromptConfig())
+
+
+@pytest.fixture
+def scene():
+    """Two soft bumps of different height, and features that differ inside and around them."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    bumps = 0.95 * np.exp(-((x - 30) ** 2 + (y - 40) ** 2) / 200) + 0.9 * np.exp(-((x - 75) ** 2 + (y - 20) ** 2) / 60)
+    anomaly = np.clip(bumps, 0, 1).astype(np.float32)
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((16, GRID, GRID)).astype(np.float32))
+    return anomaly, anomaly * 10, features
+
+
+def _reference_negatives(anomaly, features, threshold, size, count):
+    """Equations 3, 5, 6 and 7 with the default choices: prototype of S_a, map upsampled, rank stride."""
+    region = anomaly >= threshold
+    ring = ndimage.binary_dilation(region, dilation_kernel("ellipse", size).astype(bool)) & ~region
+    unit = functional.normalize(features, dim=0)
+    share = region.reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean(axis=(1, 3))
+    prototype = functional.normalize((unit * torch.from_numpy(share).float()).sum(dim=(1, 2)), dim=0)
+    grid_map = torch.einsum("c,chw->hw", prototype, unit)
+    whole = functional.interpolate(grid_map[None, None], (SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0]
+    candidates = sorted((float(whole[y, x]), y, x) for y, x in zip(*np.nonzero(ring), strict=True))
+    stride = 400 if len(candidates) > 400 * (count - 1) else max(1, len(candidates) // count)
+    return np.array([[x, y] for _, y, x in candidates[::stride][:count]], dtype=float)
+
+
+def test_default_choices_follow_the_equations(scene, options):
+    anomaly, margin, features = scene
+    prompts = generate_prompts(anomaly, margin, features, FRAME, options)
+    assert prompts.threshold == pytest.approx(max(0.5, 0.8 * anomaly.max()))
+    (own,) = prompts.sets
+    region = anomaly >= prompts.threshold
+    assert own.area == region.sum()
+
+    ranked = sorted((-float(anomaly[y, x]), y, x) for y, x in zip(*np.nonzero(region), strict=True))
+    stride = max(1, len(ranked) // 3)
+    positives = np.array([[x, y] for _, y, x in ranked[::stride][:3]], dtype=float)
+    np.testing.assert_array_equal(own.points[own.labels == 1], positives)
+    negatives = _reference_negatives(anomaly, features, prompts.threshold, 25, 3)
+    np.testing.assert_allclose(own.points[own.labels == 0], negatives)
+    assert own.labels.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_saturated_map_is_ranked_by_the_margin_then_row_major(options):
+    """A6: where probabilities are equal, the logits decide; where these are equal too, the first pixel."""
+    anomaly = np.zeros((SIDE, SIDE), np.float32)
+    anomaly[10:30, 10:30] = 1.0
+    margin = np.zeros_like(anomaly)
+    margin[25, 17] = 3.0
+    features = torch.randn(16, GRID, GRID)
+    own = generate_prompts(anomaly, margin, features, FRAME, replace(options, positives=2)).sets[0]
+    assert own.points[0].tolist() == [17, 25]
+    flat = generate_prompts(anomaly, np.zeros_like(anomaly), features, FRAME, replace(options, positives=2)).sets[0]
+    assert flat.points[0].tolist() == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("absolute", 0.3), ("relative", 0.6 * 0.9), ("quantile", None), ("max", 0.6 * 0.9)]
+)
+def test_thresholds(options, rule, expected):
+    anomaly = np.linspace(0, 0.9, SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
+    chosen = replace(
+        options, threshold_rule=rule, threshold_absolute=0.3, threshold_relative=0.6, threshold_quantile=0.95
+    )
+    prompts = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, chosen)
+    assert prompts.threshold == pytest.approx(np.quantile(anomaly, 0.95) if expected is None else expected, rel=1e-6)
+
+
+def test_image_below_the_threshold_gets_no_prompt(options):
+    anomaly = np.full((SIDE, SIDE), 0.2, np.float32)
+    anomaly[:4, :4] = 0.9  # 16 pixels, fewer than min_area
+    assert generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, options).sets == ()
+
+
+def test_rank_spacing_keeps_its_stride_when_there_is_room(options):
+    anomaly = np.linspace(1, 0, SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
+    chosen = replace(options, threshold_rule="absolute", threshold_absolute=0.5)
+    own = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, chosen).sets[0]
+    ranks = (own.points[:3, 1] * SIDE + own.points[:3, 0]).astype(int).tolist()
+    assert ranks == [0, 400, 800]
+
+
+@pytest.mark.parametrize(("rule", "apart"), [("radius", 20.0), ("distance", 400 * SIDE / 1024)])
+def test_greedy_spacing_keeps_its_distance(scene, options, rule, apart):
+    anomaly, margin, features = scene
+    chosen = replace(
+        options, spacing_rule=rule, threshold_rule="absolute", threshold_absolute=0.1, positives=10, negatives=10
+    )
+    own = generate_prompts(anomaly, margin, features, FRAME, chosen).sets[0]
+    for label in (0, 1):
+        points = own.points[own.labels == label]
+        gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)[~np.eye(len(points), dtype=bool)]
+        assert len(points) >= 2
+        assert gaps.min() >= apart - 1e-9
+    assert own.points[0].tolist() == [30, 40]
+
+
+def test_fewer_candidates_than_points(options):
+    anomaly = np.zeros((SIDE, SIDE), np.float32)
+    anomaly[5, 5:27] = 0.9
+    own = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, replace(options, positives=40)).sets[0]
+    assert (own.labels == 1).sum() == 22
+    assert len({tuple(point) for point in own.points[own.labels == 1]}) == 22
+
+
+def test_ring_guard_can_empty_the_ring(scene, options):
+    anomaly, margin, features = scene
+    own = generate_prompts(anomaly, margin, features, FRAME, replace(options, ring_limit=0.5)).sets[0]
+    rows, columns = own.points[own.labels == 0].astype(int).T[::-1]
+    assert (anomaly[rows, columns] < 0.5 * 0.8 * anomaly.max()).all()
+    none = generate_prompts(anomaly, margin, features, FRAME, replace(options, ring_limit=0.0)).sets[0]
+    assert none.empty_ring
+    assert none.labels.tolist() == [1, 1, 1]
+
+
+def test_whole_image_anomalous_has_no_ring(options):
+    anomaly = np.ones((SIDE, SIDE), np.float32)
+    own = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, options).sets[0]
+    assert own.empty_ring
+
+
+def test_components_get_their_own_points(scene, options):
+    anomaly, margin, features = scene
+    chosen = replace(options, grouping="component", threshold_rule="absolute", threshold_absolute=0.5)
+    sets = generate_prompts(anomaly, margin, features, FRAME, chosen).sets
+    parts, count = ndimage.label(anomaly >= 0.5, np.ones((3, 3)))
+    assert len(sets) == count == 2
+    for number, own in enumerate(sets, start=1):
+        columns, rows = own.points[own.labels == 1].astype(int).T
+        assert set(parts[rows, columns]) == {number}
+
+
+@pytest.mark.parametrize("similarity", ["prototype", "max", "mean"])
+@pytest.mark.parametrize("weight", ["area", "area_score"])
+def test_pixel_features_against_the_full_array(scene, options, similarity, weight):
+    """A7, A8: the similarity of features that were upsampled to every pixel, computed the long way."""
+    anomaly, margin, features = scene
+    chosen = replace(options, features="pixel", similarity=similarity, prototype_weight=weight, negatives=1)
+    prompts = generate_prompts(anomaly, margin, features, FRAME, chosen)
+    region = torch.from_numpy(anomaly >= prompts.threshold)
+    ring = ndimage.binary_dilation(region, dilation_kernel("ellipse", 25).astype(bool)) & ~region.numpy()
+    unit = functional.normalize(features, dim=0)[None]
+    dense = functional.interpolate(unit, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
+    dense = functional.normalize(dense, dim=0)
+    inside = dense[:, region]
+    if similarity == "prototype":
+        weights = torch.from_numpy(anomaly)[region] if weight == "area_score" else torch.ones(int(region.sum()))
+        whole = torch.einsum("c,chw->hw", functional.normalize((inside * weights).sum(dim=1), dim=0), dense)
+    else:
+        pairs = torch.einsum("cn,chw->nhw", inside, dense)
+        whole = pairs.amax(dim=0) if similarity == "max" else pairs.mean(dim=0)
+    value = prompts.sets[0].values[prompts.sets[0].labels == 0][0]
+    assert value == pytest.approx(float(whole[torch.from_numpy(ring)].min()), abs=1e-5)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch.nn import functional as F
+
+from cascade.sam.build import SAM_MODELS, build_sam
+from tasks.clip_objective import DenseClip, dense_loss, state_gap_loss
+from tasks.pretrain_clip import CONFIG, pretrain_clip
+from tasks.pretrain_sam import pretrain_sam
+from tasks.sam_examples import augment, make_example
+from tasks.sam_objective import attend_by_position, coarse_target, decode, mask_losses
+from tasks.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from tasks.simulated_prompts import boxes_of, correction, first_points
+
+TINY_CLIP: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "layers": 8, "width": 16, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny_sam() -> Sam:
+    dim = 32
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=64, patch_size=16, embed_dim=16, depth=2, num_heads=2, out_chans=dim, use_rel_pos=True,
+            window_size=2, global_attn_indexes=(1,),
+        ),
+        prompt_encoder=PromptEncoder(dim, (4, 4), (64, 64), 4),
+        mask_decoder=MaskDecoder(
+            transformer_dim=dim, transformer=TwoWayTransformer(2, dim, 2, 32), iou_head_hidden_dim=16
+        ),
+    )  # fmt: skip
+
+
+def steps(out: Path) -> list[int]:
+    with (out / "log.csv").open() as file:
+        return [int(float(row["step"])) for row in csv.DictReader(file)]
+
+
+def test_clip_training_resumes_and_exports(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"minutes": 5, "batch": 4, "config": TINY_CLIP, "validation_scenes": 12}
+    pretrain_clip(tmp_path, max_steps=2, **arguments)
+    facts = pretrain_clip(tmp_path, max_steps=1, **arguments)
+    assert facts["steps"] == 3
+    assert facts["images"] == 12
+    assert steps(tmp_path) == [2, 3]
+    assert facts["first_scene_seed"] not in VALIDATION_SEEDS
+    weights = load_file(tmp_path / "mini_clip.safetensors")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
+    open_clip.CLIP(**TINY_CLIP).load_state_dict(weights, strict=True)
+    layers = load_file(tmp_path / "mini_clip_april_gan.safetensors")
+    assert sorted(layers) == sorted(f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias"))
+    assert layers["fc.0.weight"].shape == (16, 16)
+    with safe_open(tmp_path / "mini_clip.safetensors", "pt") as file:
+        assert file.metadata()["steps"] == "3"
+
+
+def test_sam_training_resumes_and_exports(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"minutes": 5, "batch": 2, "validation_scenes": 2}
+    pretrain_sam(tmp_path, max_steps=2, network=tiny_sam(), **arguments)
+    facts = pretrain_sam(tmp_path, max_steps=1, network=tiny_sam(), **arguments)
+    assert facts["steps"] == 3
+    assert steps(tmp_path) == [2, 3]
+    assert all(0 <= facts[f"val_iou_{level}"] <= 1 for level in (1, 2, 3))
+    tiny_sam().load_state_dict(load_file(tmp_path / "mini_sam.safetensors"), strict=True)
+    with pytest.raises(ValueError, match="made with seed 0, not 1"):
+        pretrain_sam(tmp_path, max_steps=1, seed=1, network=tiny_sam(), **arguments)
+
+
+def test_zero_minutes_trains_nothing(tmp_path: Path) -> None:
+    facts = pretrain_clip(tmp_path, minutes=0, batch=2, config=TINY_CLIP, validation_scenes=12)
+    assert facts["steps"] == 0
+
+
+def test_mini_sam_runs_at_512_and_the_registry_sizes_match() -> None:
+    sam = build_sam("mini")
+    with torch.no_grad():
+        embedding = sam.image_encoder(torch.zeros(1, 3, 512, 512))
+        points = torch.tensor([[[100.0, 50.0]]]), torch.ones(1, 1)
+        sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
+        low, iou = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+    assert embedding.shape == (1, 128, 32, 32)
+    assert low.shape == (1, 3, 128, 128)
+    assert iou.shape == (1, 3)
+    assert SAM_MODELS == ("vit_b", "vit_l", "vit_h", "mini")
+    with pytest.raises(ValueError, match="unknown SAM model 'vit_x'"):
+        build_sam("vit_x")
+
+
+def test_vit_b_has_the_official_state_dict() -> None:
+    from segment_anything import sam_model_registry
+
+    with torch.device("meta"):
+        ours = build_sam("vit_b").state_dict()
+        theirs = sam_model_registry["vit_b"]().state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_batched_decoder_equals_the_official_one_image_at_a_time() -> None:
+    torch.manual_seed(0)
+    sam = tiny_sam().eval()
+    attend_by_position(sam)
+    embeddings = torch.randn(3, 32, 4, 4)
+    points = torch.rand(3, 2, 2) * 64, torch.tensor([[1.0, 0.0]] * 3)
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0]] * 3)
+    logits = torch.randn(3, 1, 16, 16)
+    with torch.no_grad():
+        masks, iou = decode(sam, embeddings, points, boxes, logits)
+        for row in range(3):
+            one = slice(row, row + 1)
+            sparse, dense = sam.prompt_encoder((points[0][one], points[1][one]), boxes[one], logits[one])
+            expected, quality = sam.mask_decoder.predict_masks(
+                embeddings[one], sam.prompt_encoder.get_dense_pe(), sparse, dense
+            )
+            torch.testing.assert_close(masks[one], expected, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(iou[one], quality, atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_equal_open_clip_and_windows_take_their_own_positions() -> None:
+    torch.manual_seed(0)
+    network = DenseClip(TINY_CLIP).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        whole, patches = network(images)
+        expected = network.clip.visual.forward_intermediates(
+            images, indices=[1, 3, 5, 7], normalize_intermediates=False, output_fmt="NLC"
+        )
+        torch.testing.assert_close(whole, network.clip.encode_image(images, normalize=True))
+        for layer, tokens, unit in zip(network.fc, expected["image_intermediates"], patches, strict=True):
+            torch.testing.assert_close(unit, F.normalize(layer(tokens), dim=-1))
+        first = network(images[..., :32, :32], (0, 0))[1][0]
+        moved = network(images[..., :32, :32], (2, 1))[1][0]
+    assert first.shape == (2, 4, 16)
+    assert not torch.allclose(first, moved)
+
+
+def test_shipped_configuration_builds_a_clip() -> None:
+    import json
+
+    config = json.loads(CONFIG.read_text())
+    network = open_clip.CLIP(**config)
+    assert network.visual.image_size == (336, 336)
+    assert network.context_length == 77
+    assert network.token_embedding.num_embeddings == 49408
+
+
+def test_dense_loss_prefers_the_true_map() -> None:
+    mask = torch.zeros(2, 16, 16)
+    mask[0, 4:8, 4:8] = 1
+    right = 10 * (mask[:, ::4, ::4].float() * 2 - 1)
+    logits = torch.stack([-right, right], dim=1)
+    assert dense_loss(logits, mask) < dense_loss(torch.zeros_like(logits), mask) < dense_loss(-logits, mask)
+
+
+def test_state_gap_vanishes_once_the_states_differ() -> None:
+    apart = torch.tensor([[[1.0, 0.0], [0.9, np.sqrt(1 - 0.81)]]])
+    assert state_gap_loss(apart.float()).item() == 0
+    assert state_gap_loss(torch.ones(1, 2, 1)).item() == pytest.approx(1)
+
+
+def test_mask_losses_against_a_direct_count() -> None:
+    target = torch.zeros(1, 8, 8)
+    target[0, :4] = 1
+    logits = torch.full((1, 4, 8, 8), -9.0)
+    logits[0, 0, :4] = 9
+    logits[0, 1, :2] = 9
+    logits[0, 2, 4:] = 9
+    losses, iou = mask_losses(logits, target)
+    assert iou[0].tolist() == [1.0, 0.5, 0.0, 0.0]
+    assert losses[0, 0] < losses[0, 1] < losses[0, 2]
+
+
+def test_thin_threads_survive_the_coarse_grid() -> None:
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, 10, 5:60] = True
+    low = coarse_target(mask, 16)
+    assert low.shape == (1, 16, 16)
+    assert low[0, 2].sum() >= 12
+    assert low.sum() == low[0, 2].sum()
+
+
+def test_prompts_lie_where_they_claim() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((3, 64, 64), np.bool_)
+    masks[:, 20:40, 10:30] = True
+    hits = 0
+    for _ in range(20):
+        points, labels = first_points(rng, masks, 2, 3)
+        assert points.shape == (3, 5, 2)
+        assert labels.tolist() == [[1, 1, 0, 0, 0]] * 3
+        for row in points.round().long():
+            hits += sum(bool(masks[0, y, x]) == (index < 2) for index, (x, y) in enumerate(row.tolist()))
+    assert hits > 0.9 * 20 * 15
+    assert boxes_of(masks, 64)[0].tolist() == [10, 20, 29, 39]
+    assert boxes_of(np.zeros((1, 8, 8), np.bool_), 64)[0].tolist() == [0, 0, 63, 63]
+    target = torch.from_numpy(masks[:, ::4, ::4]).float()
+    missed, kind = correction(rng, torch.full((3, 1, 16, 16), -1.0), target, 64)
+    assert kind.tolist() == [[1.0]] * 3
+    assert all(masks[0, int(y), int(x)] for x, y in missed[:, 0].tolist())
+
+
+def test_sam_targets_stay_aligned_with_the_image() -> None:
+    rng = np.random.default_rng(0)
+    example = make_example(3, 96)
+    assert example.count == len(example.packed) >= 1
+    for _ in range(5):
+        image, masks = augment(rng, example, 3)
+        assert image.shape == (96, 96, 3)
+        assert masks.shape == (3, 96, 96)
+        assert masks.any(axis=(1, 2)).all()
+
+
+def test_pool_is_a_function_of_its_seeds() -> None:
+    def drawn() -> list[int]:
+        rng = np.random.default_rng(1)
+        with ScenePool(abs, 100, reuse=2, capacity=8, warm=4) as pool:
+            picks = [value for _ in range(10) for value in pool.draw(rng, 4)]
+            assert 120 <= pool.next_seed <= 124
+        return picks
+
+    first = drawn()
+    assert first == drawn()
+    assert min(first) >= 100
+    assert max(first) < 124
+    assert training_seed(0) != training_seed(1)
+    assert training_seed(0) not in VALIDATION_SEEDS
