@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -124,7 +124,7 @@ def check(
     for problem in report.problems:
         colour = "red" if problem.severity == "error" else "yellow"
         console.print(
-            f"[{colour}]{problem.severity}[/{colour}] {problem.kind}: {_plain(problem.path)}: {_plain(problem.message)}",
+            f"[{colour}]{problem.severity}[/{colour}] " + _plain(f"{problem.kind}: {problem.path}: {problem.message}"),
             soft_wrap=True,
             highlight=False,
         )
@@ -180,6 +180,32 @@ def train_april_gan(
             lambda epoch: console.print(f"epoch {epoch.number} of {config.epochs}: loss {epoch.loss:.4f}"),
         )
     console.print(f"{out}: trained for {len(epochs)} epochs; use it with --set localise.adapter={out}", soft_wrap=True)
+
+
+@train_app.command("mini-clip")
+def train_mini_clip(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-clip"),
+    minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and augmentation.")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
+) -> None:
+    """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
+    from tasks.pretrain_clip import pretrain_clip
+
+    _print_facts(pretrain_clip(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
+
+
+@train_app.command("mini-sam")
+def train_mini_sam(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
+    minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
+) -> None:
+    """Train the small SAM on generated photographs; the same command resumes after a stop."""
+    from tasks.pretrain_sam import pretrain_sam
+
+    _print_facts(pretrain_sam(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
 
 
 @store_app.command("ls")
@@ -257,6 +283,11 @@ def _evaluate(experiment: Experiment, out: Path | None, store: Path | None, engi
     if prepared.leak:
         console.print(f"[red]not zero-shot:[/red] {_plain(prepared.leak)}", soft_wrap=True)
     console.print(f"tables in {folder}", soft_wrap=True)
+
+
+def _print_facts(facts: Mapping[str, object]) -> None:
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
+    _console().print(", ".join(shown), soft_wrap=True, highlight=False)
 
 
 def _load(source: str, dataset: Path | None, overrides: list[str] | None) -> Experiment:

@@ -111,10 +111,11 @@ def _scores(
             segments.append(np.zeros(size, dtype=bool))
             continue
         predicted_iou = np.array(refined.record["predicted_iou"][index], dtype=np.float32)
-        chosen = refined.record["chosen"][index]
-        low_res = torch.from_numpy(refined.arrays["logits"][index, : len(predicted_iou)]).float()
+        used = [refined.record["chosen"][index]] if config.masks == "chosen" else list(range(len(predicted_iou)))
+        low_res = torch.from_numpy(refined.arrays["logits"][index, used]).float()
         logits = logits_in_frame(low_res[None], frame, size)[0].numpy()
-        scores.append(fuse(smoothed, logits, predicted_iou, chosen, options))
+        chosen = used.index(refined.record["chosen"][index])
+        scores.append(fuse(smoothed, logits, predicted_iou[used], chosen, options))
         segments.append(logits[chosen] > 0)
     return np.stack(scores).astype(np.float16), np.stack(segments)
 
