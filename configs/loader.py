@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from configs.schema import Experiment
 from storage.errors import ConfigError, nearest
@@ -27,6 +28,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a list or mapping cannot be a key")
             if key in seen:
                 raise ConfigError(f"{node.start_mark.name}: key '{key}' stands twice; remove one")
             seen.add(key)
@@ -57,19 +60,25 @@ def preset_names() -> list[str]:
 def load_experiment(source: str, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of a preset name or YAML file, with ``key=value`` overrides (dotted keys, YAML values).
 
-    A file may name what it builds on with ``extends: <preset or file>``. Raises ``ConfigError`` with one line.
+    A file may name what it builds on with ``extends: <preset or file>``, relative to its own folder. Raises
+    ``ConfigError`` with one line.
     """
-    data = _resolve(source, ())
+    data = _resolve(source, Path(), ())
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {override}: must have the form key=value, for example prompt.positives=5")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML") from error
-        _assign(data, key.strip().split("."), value)
+        _assign(data, *parse_override("--set", override))
     return validate(Experiment, data)
+
+
+def parse_override(option: str, override: str) -> tuple[list[str], Any]:
+    """The dotted names and the YAML value of ``key=value``. Raises ``ConfigError`` that quotes the ``option``."""
+    key, separator, text = override.partition("=")
+    names = key.strip().split(".")
+    if not separator or not all(names):
+        raise ConfigError(f"{option} {override}: must have the form key=value, for example batch_size=4")
+    try:
+        return names, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} {override}: the value is not valid YAML") from error
 
 
 def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
@@ -77,8 +86,8 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        names = [str(part) for part in first["loc"]]
+        first, *others = error.errors()
+        names = _names(first)
         where = ".".join(names) or model.__name__
         if first["type"] == "extra_forbidden":
             valid = _fields_at(model, names[:-1])
@@ -89,21 +98,30 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
             ]
             raise ConfigError(f"{where}: unknown value '{first['input']}'; {nearest(first['input'], choice)}") from None
         given = f" (given: {first['input']!r})" if first["type"] != "value_error" else ""
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}{given}") from None
+        # one error for each member of a union
+        messages = [first["msg"].removeprefix("Value error, ")] + [
+            each["msg"] for each in others if _names(each) == names
+        ]
+        raise ConfigError(f"{where}: {', or '.join(messages)}{given}") from None
 
 
-def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    path = Path(source)
+def _names(error: ErrorDetails) -> list[str]:
+    """Where an error is; pydantic adds the member of a union, which is no key."""
+    return [str(part) for part in error["loc"] if not str(part).startswith(("constrained-", "literal["))]
+
+
+def _resolve(source: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = (folder / source).resolve()
     if source in preset_names():
         path = PRESETS / f"{source}.yaml"
     elif not path.is_file():
         raise ConfigError(f"no experiment '{source}': neither a preset nor a file; {nearest(source, preset_names())}")
-    if source in seen:
+    if path in seen:
         raise ConfigError(f"{path}: 'extends' leads back to itself")
     data = read_yaml(path)
     base = data.pop("extends", None)
     data.setdefault("name", path.stem)
-    return data if base is None else _merge(_resolve(str(base), (*seen, source)), data)
+    return data if base is None else _merge(_resolve(str(base), path.parent, (*seen, path)), data)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Folder of
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key, e.g. prompt.positives=5.")]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the artefacts.")]
 EngineOption = Annotated[Engine, typer.Option(help="Prefect, or plain Python without a server.")]
+INTERRUPTED = 130  # typer's exit code after Ctrl-C
 DEMO_CATEGORIES = ("metal plate", "carpet", "pill", "wood")
 
 
@@ -51,11 +53,10 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, PipelineError) else 1)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("stopped; finished items are kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("stopped; finished items are kept, the same command goes on from there", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -143,12 +144,22 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
     maps: Annotated[Literal["npy", "tiff", "none"], typer.Option(help="Format of the score maps.")] = "npy",
     masks: Annotated[Literal["png", "none"], typer.Option(help="Format of the ground truth.")] = "png",
+    steps: Annotated[
+        list[str] | None, typer.Option("--step", help="Only the maps of this step; all by default.")
+    ] = None,
 ) -> None:
     """Write the scored maps and the masks they were scored against, one file each."""
     from flows.export import export_run
+    from tasks.score import STEPS
 
     with _spinner("writing maps and masks"):
-        count = export_run(run_folder, target, None if maps == "none" else maps, None if masks == "none" else masks)
+        count = export_run(
+            run_folder,
+            target,
+            None if maps == "none" else maps,
+            None if masks == "none" else masks,
+            steps or STEPS,
+        )
     _console().print(f"{count} images in {target}")
 
 
@@ -263,11 +274,12 @@ def _evaluate(experiment: Experiment, out: Path | None, store: Path | None, engi
     from flows.evaluate import evaluate
     from flows.local_engine import execute_locally
     from flows.outputs import default_folder, write_run
-    from flows.prepare import prepare
+    from flows.prepare import prepare, remember_checked
     from flows.progress import RichReporter
 
     machine, console = Settings(), _console()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
+    remember_checked(prepared.run.manifest, prepared.run.store)
     folder = out or default_folder(machine.runs, experiment.name)
     for line in prepared.warnings:
         console.print(f"[yellow]warning[/yellow] {_plain(line)}", soft_wrap=True, highlight=False)
@@ -293,18 +305,20 @@ def _print_facts(facts: Mapping[str, object]) -> None:
 def _load(source: str, dataset: Path | None, overrides: list[str] | None) -> Experiment:
     from configs.loader import load_experiment
 
-    given = [f"dataset.path={str(dataset)!r}"] if dataset is not None else []
+    # a JSON string is the same string in YAML
+    given = [f"dataset.path={json.dumps(str(dataset), ensure_ascii=False)}"] if dataset is not None else []
     return load_experiment(source, [*given, *(overrides or [])])
 
 
 def _show(results: pd.DataFrame, console: Console) -> None:
     import math
 
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from tasks.aggregate import METRICS
 
-    table = Table("category", "step", *(name.replace("_", "\n") for name in METRICS), box=None)
+    step = Column("step", no_wrap=True)
+    table = Table("category", step, *(name.replace("_", "\n") for name in METRICS), box=None)
     for row in results.to_dict("records"):
         cells = ["" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in METRICS]
         table.add_row(_plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")

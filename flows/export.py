@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from storage.artefacts import Artefact, Store
 from storage.atomic import replacing
-from storage.errors import DataError, StoreError
+from storage.errors import ConfigError, DataError, StoreError, nearest
 from storage.keys import StageKey
 from tasks.score import STEPS
 
@@ -25,17 +25,27 @@ MaskFormat = Literal["png"]
 UNLABELLED = "unlabelled"
 
 
-def export_run(run_folder: Path, target: Path, maps: MapFormat | None, masks: MaskFormat | None) -> int:
-    """Write the maps and masks of a run; returns the number of images.
+def export_run(
+    run_folder: Path,
+    target: Path,
+    maps: MapFormat | None,
+    masks: MaskFormat | None,
+    steps: Sequence[str] = STEPS,
+) -> int:
+    """Write the maps of ``steps`` and the masks of a run; returns the number of images.
 
     ``maps/<step>/<category>/<defect>/<stem>.npy`` (or ``.tiff``) holds float16 [H, W] in the evaluation frame;
     ``masks/<category>/<defect>/<stem>.png`` holds 0 and 255, zeros for a good image, and is left out where the truth
     is not known. Images of one folder that share a stem get the start of their digest behind it.
 
     Raises:
+        ConfigError: there is no such step.
         DataError: ``run_folder`` is not a finished run.
         StoreError: the store does not hold the run's scores any more, or they are damaged.
     """
+    for step in steps:
+        if step not in STEPS:
+            raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
     artefact = _scores_of(run_folder)
     images = pd.read_parquet(run_folder / "images.parquet")
     images = images[images["step"] == STEPS[0]]
@@ -44,7 +54,7 @@ def export_run(run_folder: Path, target: Path, maps: MapFormat | None, masks: Ma
     for row, place in zip(images.to_dict("records"), places, strict=True):
         if place in repeated:
             place = place.with_name(f"{place.name}-{row['image_id'][:8]}")
-        _export_image(artefact, row["item"], target, place, maps, masks)
+        _export_image(artefact, row["item"], target, place, maps, masks, steps)
     return len(places)
 
 
@@ -65,14 +75,20 @@ def _place(row: dict[Hashable, Any]) -> PurePosixPath:
 
 
 def _export_image(
-    artefact: Artefact, item: str, target: Path, place: PurePosixPath, maps: MapFormat | None, masks: MaskFormat | None
+    artefact: Artefact,
+    item: str,
+    target: Path,
+    place: PurePosixPath,
+    maps: MapFormat | None,
+    masks: MaskFormat | None,
+    steps: Sequence[str],
 ) -> None:
     height, width = artefact.record(item)["frame"]
     names = {"scores": f"scores_{height}x{width}", "truth": f"truth_{height}x{width}"}
     stored = artefact.read(item, only=names.values()).arrays
     if maps is not None:
-        for index, step in enumerate(STEPS):
-            _write_map(target / "maps" / step / f"{place}.{maps}", stored[names["scores"]][index], maps)
+        for step in steps:
+            _write_map(target / "maps" / step / f"{place}.{maps}", stored[names["scores"]][STEPS.index(step)], maps)
     if masks is not None and names["truth"] in stored:
         truth = np.unpackbits(stored[names["truth"]], count=height * width).reshape(height, width) * np.uint8(255)
         with replacing(target / "masks" / f"{place}.{masks}") as path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from safetensors import safe_open
 
 from configs.schema import Experiment
 from configs.settings import Settings
-from storage.datasets import Manifest, load_manifest
-from storage.errors import ConfigError, DataError, LeakError
-from storage.weights import LocatedWeights, locate
+from storage.artefacts import Store
+from storage.datasets import ImageRecord, Manifest, load_manifest
+from storage.errors import ConfigError, DataError, LeakError, nearest
+from storage.keys import StageKey
+from storage.weights import REGISTRY, LocatedWeights, locate
 from tasks.stage import Run
 
+_CHECK_VERSION = 1
 _SHIPPED_SAM = {"mini": "mini_sam"}
 _SHIPPED_CLIP = {"mini": "mini_clip"}
 _SHIPPED_ADAPTERS = {"mini": "april_gan_mini"}
@@ -36,7 +40,7 @@ def prepare(experiment: Experiment, store: Path, settings: Settings, *, allow_le
         ConfigError, DataError, WeightsError: see their messages.
         LeakError: the adapter was trained on the data it would be tested on, and ``allow_leak`` is false.
     """
-    manifest = read_manifest(experiment)
+    manifest = read_manifest(experiment, store)
     run = Run(experiment, manifest, store.resolve(), locate_weights(experiment, settings))
     leak = find_leak(experiment, manifest, run.weights["adapter"])
     if leak and not allow_leak:
@@ -44,16 +48,52 @@ def prepare(experiment: Experiment, store: Path, settings: Settings, *, allow_le
     return Prepared(run, leak, tuple(_warnings(manifest)))
 
 
-def read_manifest(experiment: Experiment) -> Manifest:
-    """The images that the configuration selects. Raises ``DataError`` if there are none."""
+def read_manifest(experiment: Experiment, store: Path) -> Manifest:
+    """The images that the configuration selects; those that the store has not seen are decoded once to check them.
+
+    Raises:
+        ConfigError: there is no dataset of that name, or no such category.
+        DataError: something in it would make the run wrong, or nothing is selected.
+    """
     dataset = experiment.dataset
     if dataset.path is None:
         raise ConfigError("no dataset; give --dataset PATH, or set dataset.path")
-    whole = load_manifest(dataset.path, dataset.layout, name=dataset.name)
+    if not dataset.path.exists():
+        raise ConfigError(f"no dataset at {dataset.path}; {_sibling_hint(dataset.path)}")
+    checked = Store(store).artefact(StageKey("check", _CHECK_VERSION, {}))
+    known = set(checked.done())
+
+    def unseen(record: ImageRecord) -> bool:
+        wanted = dataset.categories is None or record.category in dataset.categories
+        chosen = record.split == dataset.split and wanted and record.category not in dataset.exclude
+        return chosen and _pair(record) not in known
+
+    whole = load_manifest(dataset.path, dataset.layout, name=dataset.name, decode=unseen)
     manifest = whole.select(dataset.categories, dataset.exclude, dataset.split)
     if not len(manifest):
         raise DataError(f"{dataset.path}: no image in split '{dataset.split}' of the chosen categories")
     return manifest
+
+
+def remember_checked(manifest: Manifest, store: Path) -> None:
+    """Note in the store that these images and masks were decoded and found sound, so that no later run does it."""
+    artefact = Store(store).artefact(StageKey("check", _CHECK_VERSION, {}))
+    artefact.done()
+    fresh = artefact.missing(_pair(record) for record in manifest)
+    if fresh:
+        with artefact.writing(fresh, {}):
+            for pair in sorted(fresh):
+                artefact.write(pair, {}, {})
+
+
+def _sibling_hint(path: Path) -> str:
+    beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"did you mean '{path.parent / close[0]}'?" if close else "give the path of a folder or table"
+
+
+def _pair(record: ImageRecord) -> str:
+    return f"{record.image_id}/{record.mask_id}/{record.label}"
 
 
 def locate_weights(experiment: Experiment, settings: Settings) -> dict[str, LocatedWeights]:
@@ -74,6 +114,12 @@ def locate_clip(experiment: Experiment, settings: Settings) -> LocatedWeights:
     """The CLIP checkpoint of an experiment."""
     localise = experiment.localise
     registered = _SHIPPED_CLIP.get(localise.backbone, f"{localise.backbone}/{localise.pretrained}")
+    if localise.weights is None and registered not in REGISTRY:
+        known = [name.partition("/")[0] for name in REGISTRY if "/" in name] + list(_SHIPPED_CLIP)
+        raise ConfigError(
+            f"localise.backbone: no weights are registered for '{localise.backbone}' with tag '{localise.pretrained}'; "
+            f"{nearest(localise.backbone, known)}, or give localise.weights=PATH"
+        )
     return locate(localise.weights or registered, folder=settings.weights, sha256=localise.sha256)
 
 

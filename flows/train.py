@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from configs.loader import validate
+from configs.loader import parse_override, validate
 from configs.schema import Experiment, TrainConfig
 from configs.settings import Settings
 from flows.evaluate import Reporter, run_stage
 from flows.local_engine import execute_locally
-from flows.prepare import locate_clip, read_manifest
+from flows.prepare import locate_clip, read_manifest, remember_checked
 from storage.errors import ConfigError
 from tasks.stage import Run
 from tasks.train_april_gan import TOKENS, Epoch, train_adapter
@@ -33,15 +33,14 @@ def train_april_gan(
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: must end in .safetensors")
-    manifest = read_manifest(experiment)
+    manifest = read_manifest(experiment, store)
     run = Run(experiment, manifest, store.resolve(), {"clip": locate_clip(experiment, settings)})
+    remember_checked(manifest, store)
     run_stage(run, TOKENS, execute_locally, reporter)
     return train_adapter(run, config, run.artefact(TOKENS.key(run)), out, on_epoch)
 
 
 def train_config(overrides: Sequence[str]) -> TrainConfig:
     """The recipe from ``key=value`` overrides. Raises ``ConfigError``."""
-    import yaml
-
-    pairs = [override.partition("=") for override in overrides]
-    return validate(TrainConfig, {key: yaml.safe_load(value) for key, _, value in pairs})
+    pairs = [parse_override("--train", override) for override in overrides]
+    return validate(TrainConfig, {".".join(names): value for names, value in pairs})

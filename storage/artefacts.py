@@ -127,7 +127,7 @@ class Artefact:
         return {item for item in items if item not in lines}
 
     def record(self, item: str) -> Mapping[str, Any]:
-        """The record of a finished item. Raises ``StoreError`` if it is not finished."""
+        """The record of a finished item. Raises ``CorruptItem`` if it was altered, ``StoreError`` if not finished."""
         return self._line(item).record
 
     def read(self, item: str, only: Collection[str] | None = None) -> Item:
@@ -136,8 +136,6 @@ class Artefact:
         Raises ``CorruptItem`` if a byte differs, and ``StoreError`` if the item is not finished.
         """
         line = self._line(item)
-        if _line_digest(item, line.record, line.digests) != line.digest:
-            raise self._corrupt(item, "ledger line differs from its digest")
         arrays = {}
         for name in line.digests if only is None else [name for name in only if name in line.digests]:
             try:
@@ -185,6 +183,7 @@ class Artefact:
     def forget(self, item: str) -> None:
         """Mark a damaged item as not done, so that it is computed again."""
         with self._mutex:
+            self._end_torn_line()
             with self._ledger.open("a", encoding="utf-8") as file:
                 file.write(canonical_json({"item": item, "forgotten": True}) + "\n")
             self._lines = None
@@ -207,6 +206,8 @@ class Artefact:
             line = self._lines.get(item)
         if line is None:
             raise StoreError(f"{self.name}: item {item} is not in the store; run the stage again")
+        if _line_digest(item, line.record, line.digests) != line.digest:
+            raise self._corrupt(item, "ledger line differs from its digest")
         return line
 
     def _read_ledger(self) -> dict[str, _Line]:
@@ -267,8 +268,8 @@ class Artefact:
     def _array(self, name: str) -> zarr.Array[Any]:
         with self._mutex:
             if name not in self._arrays:
-                # write_empty_chunks is not persisted by zarr, so it is given at every opening
-                self._arrays[name] = zarr.open_array(self.path / name, mode="r+", config=_WRITE_EMPTY)
+                # write_empty_chunks is not persisted by zarr, and open_array ignores its argument of that name
+                self._arrays[name] = zarr.open_array(self.path / name, mode="r+").with_config(_WRITE_EMPTY)
             return self._arrays[name]
 
 
@@ -278,7 +279,7 @@ def _read_key(path: Path) -> dict[str, Any]:
         key: dict[str, Any] = attributes["key"]
         if attributes["schema"] != SCHEMA:
             raise StoreError(f"{path.parent}: made by another version of this program; move it away or use it there")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: not an artefact of this program; move it out of the store") from error
     return key
 

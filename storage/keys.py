@@ -63,8 +63,10 @@ def differences(components: Mapping[str, Any], other: Mapping[str, Any]) -> list
     old, new = dict(_leaves(other)), dict(_leaves(components))
     lines = []
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            lines.append(f"{name}: {_short(old.get(name))} → {_short(new.get(name))}")
+        # compared as they are hashed: 1, 1.0 and true are three values
+        before, after = (canonical_json(leaves[name]) if name in leaves else "absent" for leaves in (old, new))
+        if before != after:
+            lines.append(f"{name}: {_short(before)} → {_short(after)}")
     return lines
 
 
@@ -82,6 +84,6 @@ def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix, value
 
 
-def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text[:12] + "…" if len(text) == 64 and " " not in text else text
+def _short(text: str) -> str:
+    bare = text.strip('"')
+    return bare[:12] + "…" if len(bare) == 64 and " " not in bare else text

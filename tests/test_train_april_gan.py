@@ -87,7 +87,7 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
 
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=5, learning_rate=0.01))
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
-    run = Run(experiment, read_manifest(experiment), tmp_path / "store", {"clip": located})
+    run = Run(experiment, read_manifest(experiment, tmp_path), tmp_path / "store", {"clip": located})
     tokens = Store(tmp_path / "store").artefact(training.key(run))
     texts = text_features(run, clip_of(run), {"nut", "wood"})
     torch.manual_seed(111)
@@ -113,7 +113,7 @@ def test_mosaics_are_made_of_one_category(experiment, tmp_path):
     """A 2 x 2 canvas of the category's own images, masks alike."""
     from tasks.stage import Run
 
-    run = Run(experiment, read_manifest(experiment), tmp_path, {})
+    run = Run(experiment, read_manifest(experiment, tmp_path), tmp_path, {})
     image, mask = training._mosaic(run, "nut", np.random.default_rng(1))
     assert image.shape == (192, 192, 3)
     assert mask.shape == (192, 192)
@@ -138,7 +138,7 @@ def test_an_adapter_knows_what_it_was_trained_on(experiment, tmp_path):
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1))
     with safe_open(out, framework="numpy") as file:
         said = json.loads(file.metadata()["training"])
-    manifest = read_manifest(experiment)
+    manifest = read_manifest(experiment, tmp_path)
     assert said["image_ids"] == sorted({record.image_id for record in manifest})
     assert (said["dataset"], said["categories"]) == ("aux", ["nut", "wood"])
     located = LocatedWeights(out, file_sha256(out), "path")
@@ -153,9 +153,9 @@ def test_a_foreign_adapter_is_judged_by_what_the_configuration_says(dataset, tmp
     torch.save({"trainable_linearlayer": {"fc.0.weight": torch.zeros(1, 1), "fc.0.bias": torch.zeros(1)}}, path)
     located = LocatedWeights(path, file_sha256(path), "path")
     silent = load_experiment("mini", [f"dataset.path={dataset}"])
-    assert find_leak(silent, read_manifest(silent), located) is None
+    assert find_leak(silent, read_manifest(silent, tmp_path), located) is None
     told = load_experiment("mini", [f"dataset.path={dataset}", "localise.adapter_trained_on=[AUX]"])
-    assert "aux" in find_leak(told, read_manifest(told), located)
+    assert "aux" in find_leak(told, read_manifest(told, tmp_path), located)
 
 
 def test_authors_checkpoint_layout_is_loaded(tmp_path):

@@ -21,37 +21,39 @@ from storage.datasets.manifest import ImageRecord
 _T = TypeVar("_T")
 
 
-def check_entry(listing: Listing, entry: Entry, *, decode: bool) -> tuple[ImageRecord | None, tuple[Problem, ...]]:
-    """Look at the image and mask of one entry; with ``decode`` also at every pixel.
+def check_entry(
+    listing: Listing, entry: Entry, *, decode: Callable[[ImageRecord], bool]
+) -> tuple[ImageRecord | None, tuple[Problem, ...]]:
+    """Look at the image and mask of one entry, and at every pixel if ``decode`` says so of its record.
 
     Returns:
         The record, or None when there is an error, and the problems found.
     """
     try:
         image = _check_file(listing.root, entry.path, "image")
-        if decode:
-            _read(read_image, listing.root, entry.path, "image")
         mask = None
         if entry.mask_path is not None:
             mask = _check_file(listing.root, entry.mask_path, "mask")
-            _check_mask(listing, entry, image, mask, decode=decode)
+            _check_mask_size(entry, image, mask)
         elif entry.label == 1 and entry.mask_required:
             raise _Found("missing-mask", entry.path, "defective, but no mask was found; add it or the label is wrong")
+        height, width = image.size
+        record = ImageRecord(
+            image_id=image.digest,
+            path=entry.path,
+            category=entry.category,
+            split=entry.split,
+            defect=entry.defect,
+            label=entry.label,
+            mask_path=entry.mask_path,
+            mask_id=None if mask is None else mask.digest,
+            width=width,
+            height=height,
+        )
+        if decode(record):
+            _check_pixels(listing, entry)
     except _Found as found:
         return None, (found.problem,)
-    height, width = image.size
-    record = ImageRecord(
-        image_id=image.digest,
-        path=entry.path,
-        category=entry.category,
-        split=entry.split,
-        defect=entry.defect,
-        label=entry.label,
-        mask_path=entry.mask_path,
-        mask_id=None if mask is None else mask.digest,
-        width=width,
-        height=height,
-    )
     return record, ()
 
 
@@ -111,14 +113,18 @@ def _read(read: Callable[[Path], _T], root: Path, path: str, role: str) -> _T:
         raise _Found(f"{error.kind}-{role}", path, error.reason) from error
 
 
-def _check_mask(listing: Listing, entry: Entry, image: _File, mask: _File, *, decode: bool) -> None:
-    path = str(entry.mask_path)
+def _check_mask_size(entry: Entry, image: _File, mask: _File) -> None:
     if mask.size != image.size:
         sizes = [f"{width}x{height}" for height, width in (mask.size, image.size)]
         message = f"{sizes[0]}, but its image {entry.path} is {sizes[1]} as stored (EXIF rotation is ignored)"
-        raise _Found("mask-size", path, f"{message}; redraw or resize it")
-    if not decode:
+        raise _Found("mask-size", str(entry.mask_path), f"{message}; redraw or resize it")
+
+
+def _check_pixels(listing: Listing, entry: Entry) -> None:
+    _read(read_image, listing.root, entry.path, "image")
+    if entry.mask_path is None:
         return
+    path = entry.mask_path
     values = np.unique(_read(read_mask_codes, listing.root, path, "mask"))
     if values.size > 2 and not listing.masks_hold_ids:
         message = f"{values.size} different values; threshold it so that it holds 0 and one other value"

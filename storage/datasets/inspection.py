@@ -1,7 +1,8 @@
 """The report on a dataset, made before anything expensive runs on it.
 
 The fast level opens every file, reads headers and hashes the bytes; every run does it. The full level also decodes
-every image and mask. Kinds of problem, with the severity:
+images and masks; ``cascade check`` does it to all, a run to those that its store has never seen. Kinds of problem, with
+the severity:
 
     empty               error     the dataset has no images
     row                 error     a row of a split file or table that cannot be used
@@ -32,6 +33,7 @@ every image and mask. Kinds of problem, with the severity:
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +45,7 @@ from storage.datasets.listing import Problem
 from storage.datasets.manifest import ImageRecord, Manifest
 from storage.errors import DataError
 
+Decode = Callable[[ImageRecord], bool]
 _SHOWN = 3
 
 
@@ -74,14 +77,16 @@ class Report:
         return not self.errors
 
 
-def inspect_dataset(root: Path, layout: str = "auto", *, name: str | None = None, decode: bool = False) -> Report:
+def inspect_dataset(
+    root: Path, layout: str = "auto", *, name: str | None = None, decode: bool | Decode = False
+) -> Report:
     """Read the dataset at ``root`` and check it; every problem is collected, with its path.
 
     Args:
         root: folder, or the table itself for the layout ``manifest``.
         layout: ``mvtec``, ``visa``, ``folder``, ``manifest``, or ``auto`` to detect it.
         name: of the dataset; default the folder's.
-        decode: the full level, see the module.
+        decode: the full level, see the module; for all records, or for those that a function chooses.
 
     Raises:
         ConfigError: there is no such layout.
@@ -90,9 +95,10 @@ def inspect_dataset(root: Path, layout: str = "auto", *, name: str | None = None
     listing = list_dataset(root, layout)
     problems = [*listing.problems, *check_listing(listing.entries)]
     records: list[ImageRecord] = []
+    chosen = decode if callable(decode) else lambda record: decode
     # Hashing and decoding release the interpreter lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for record, found in pool.map(partial(check_entry, listing, decode=decode), listing.entries):
+        for record, found in pool.map(partial(check_entry, listing, decode=chosen), listing.entries):
             problems += found
             if record is not None:
                 records.append(record)
@@ -101,14 +107,16 @@ def inspect_dataset(root: Path, layout: str = "auto", *, name: str | None = None
     return Report(manifest, tuple(sorted(problems, key=lambda p: (p.severity, p.kind, p.path, p.message))))
 
 
-def load_manifest(root: Path, layout: str = "auto", *, name: str | None = None) -> Manifest:
-    """The dataset's manifest, after the fast level of :func:`inspect_dataset` (same arguments).
+def load_manifest(
+    root: Path, layout: str = "auto", *, name: str | None = None, decode: bool | Decode = False
+) -> Manifest:
+    """The dataset's manifest, after :func:`inspect_dataset` (same arguments).
 
     Raises:
         ConfigError: there is no such layout.
         DataError: any error in the report; the message has the first ones and says how to see all.
     """
-    report = inspect_dataset(root, layout, name=name)
+    report = inspect_dataset(root, layout, name=name, decode=decode)
     if report.ok:
         return report.manifest
     shown = "; ".join(f"{problem.path}: {problem.message}" for problem in report.errors[:_SHOWN])
