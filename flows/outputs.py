@@ -13,9 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from flows.evaluate import StageResult
+from flows.evaluate import STAGES, StageResult
 from flows.prepare import Prepared, adapter_training
-from storage.artefacts import Store
 from storage.atomic import replacing, write_text
 from tasks.tables import images_table, points_table, results_table
 
@@ -58,12 +57,7 @@ def default_folder(runs: Path, name: str) -> Path:
 
 def _description(prepared: Prepared, results: Sequence[StageResult], engine: str) -> dict[str, Any]:
     run = prepared.run
-    store = Store(run.store)
-    keys = {
-        artefact.key.stage: {"digest": artefact.key.digest} | artefact.key.components
-        for artefact in store.stored()
-        if artefact.key.digest in {result.key for result in results}
-    }
+    keys = {stage.name: stage.key(run) for stage in STAGES}
     training = adapter_training(run.weights["adapter"])
     training.pop("image_ids", None)
     return {
@@ -77,7 +71,7 @@ def _description(prepared: Prepared, results: Sequence[StageResult], engine: str
             "categories": list(run.manifest.categories),
         },
         "store": str(run.store),
-        "keys": keys,
+        "keys": {name: {"digest": key.digest} | key.components for name, key in keys.items()},
         "weights": {
             role: {"path": str(located.path), "sha256": located.sha256} for role, located in run.weights.items()
         },
