@@ -271,7 +271,7 @@ def weights_fetch(name: Annotated[str, typer.Argument(help="A name that `cascade
 
 def _evaluate(experiment: Experiment, out: Path | None, store: Path | None, engine: Engine, allow_leak: bool) -> None:
     from configs.settings import Settings
-    from flows.evaluate import evaluate
+    from flows.evaluate import evaluate, plan
     from flows.local_engine import execute_locally
     from flows.outputs import default_folder, write_run
     from flows.prepare import prepare, remember_checked
@@ -279,6 +279,7 @@ def _evaluate(experiment: Experiment, out: Path | None, store: Path | None, engi
 
     machine, console = Settings(), _console()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
+    plan(prepared.run)  # refuses what could not run before anything is written
     remember_checked(prepared.run.manifest, prepared.run.store)
     folder = out or default_folder(machine.runs, experiment.name)
     for line in prepared.warnings:

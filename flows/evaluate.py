@@ -115,8 +115,11 @@ def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> 
     artefact = planned.artefact
     artefact.on_write = reporter.started(planned)
     shards = shards_of(planned.items, run.experiment.runtime.shard_size)
+    lacking = artefact.missing(item.id for item in planned.items)
+    for item in planned.items:
+        if item.id not in lacking:
+            artefact.record(item.id)  # raises if its line was altered; the tables read it when no stage does
     if planned.missing:
-        lacking = artefact.missing(item.id for item in planned.items)
         todo = [item for item in planned.items if item.id in lacking]
         with artefact.writing([item.id for item in todo], stage.arrays(run, todo)):
             execute(run, stage, shards, artefact)

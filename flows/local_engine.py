@@ -11,7 +11,14 @@ from tasks.stage import Run, Stage, StageItem
 
 
 def execute_locally(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:
-    """Compute the shards with ``runtime.workers`` threads; the first error stops the rest."""
+    """Compute the shards with ``runtime.workers`` threads; the first error stops the rest.
+
+    A single worker is this thread itself, so that Ctrl-C is felt at once.
+    """
+    if run.experiment.runtime.workers == 1:
+        for shard in shards:
+            compute_shard(run, stage, shard, artefact)
+        return
     with ThreadPoolExecutor(run.experiment.runtime.workers) as pool:
         futures = [pool.submit(compute_shard, run, stage, shard, artefact) for shard in shards]
         try:

@@ -11,7 +11,7 @@ from configs.settings import Settings
 from flows.evaluate import Reporter, run_stage
 from flows.local_engine import execute_locally
 from flows.prepare import locate_clip, read_manifest, remember_checked
-from storage.errors import ConfigError
+from storage.errors import ConfigError, CorruptItem
 from tasks.stage import Run
 from tasks.train_april_gan import TOKENS, Epoch, train_adapter
 
@@ -36,8 +36,14 @@ def train_april_gan(
     manifest = read_manifest(experiment, store)
     run = Run(experiment, manifest, store.resolve(), {"clip": locate_clip(experiment, settings)})
     remember_checked(manifest, store)
-    run_stage(run, TOKENS, execute_locally, reporter)
-    return train_adapter(run, config, run.artefact(TOKENS.key(run)), out, on_epoch)
+    while True:
+        run_stage(run, TOKENS, execute_locally, reporter)
+        tokens = run.artefact(TOKENS.key(run))
+        try:
+            return train_adapter(run, config, tokens, out, on_epoch)
+        except CorruptItem as error:
+            reporter.damaged(error)
+            tokens.forget(error.item)
 
 
 def train_config(overrides: Sequence[str]) -> TrainConfig:

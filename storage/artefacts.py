@@ -16,14 +16,14 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArrayConfigParams
@@ -152,14 +152,14 @@ class Artefact:
 
         Waits while another process writes the same artefact. Raises ``StoreError`` if the folder cannot be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path.with_suffix(".lock"))
-            with lock:
+        with ExitStack() as held:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(self.path.with_suffix(".lock")))
                 self._prepare(list(items), specs)
-                yield
-        except (PermissionError, Timeout) as error:
-            raise StoreError(f"{self.path}: cannot write to the store ({error}); check its permissions") from error
+            except PermissionError as error:
+                raise StoreError(f"{self.path}: cannot write to the store ({error}); check its permissions") from error
+            yield
 
     def write(self, item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
         """Store one item inside :meth:`writing`: the arrays first, then its ledger line.

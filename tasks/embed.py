@@ -23,7 +23,9 @@ def key(run: Run) -> StageKey:
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``embedding`` [C, grid, grid] float16, the encoder's output."""
     from cascade.sam.build import embedding_shape
+    from tasks.models import sam_of
 
+    sam_of(run)  # a checkpoint that does not fit is refused before anything is written
     return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
 
 

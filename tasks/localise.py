@@ -38,11 +38,12 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``logits`` [L, 2, grid, grid] float32: both logits of each block, upsampled where they are used."""
-    from tasks.models import check_layers, clip_config
+    from tasks.models import adapter_of, check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
-    check_layers(config, clip)
+    check_vision(config, clip)
+    clip_of(run), adapter_of(run)  # checkpoints that do not fit are refused before anything is written
     grid = config.image_side // clip["vision_cfg"]["patch_size"]
     return {"logits": ArraySpec((len(config.layers), 2, grid, grid), "float32")}
 

@@ -49,9 +49,18 @@ def clip_of(run: Run) -> nn.Module:
 
 
 def adapter_of(run: Run) -> LinearAdapter:
-    """The trained linear layers of a run, on its device."""
-    located = run.weights["adapter"]
-    return _adapter(located.path, located.sha256).to(device_of(run))
+    """The trained linear layers of a run, on its device. Raises ``WeightsError`` if they fit another CLIP model."""
+    localise, located = run.experiment.localise, run.weights["adapter"]
+    adapter = _adapter(located.path, located.sha256)
+    clip = clip_config(localise.backbone)
+    shapes = [tuple(value.shape) for name, value in adapter.state_dict().items() if name.endswith("weight")]
+    wanted = [(clip["embed_dim"], clip["vision_cfg"]["width"])] * len(localise.layers)
+    if shapes != wanted:
+        raise WeightsError(
+            f"{located.path}: linear layers of shapes {shapes} do not fit {localise.backbone} with localise.layers "
+            f"{list(localise.layers)}, which needs {wanted}; use another adapter or other layers"
+        )
+    return adapter.to(device_of(run))
 
 
 def clip_config(backbone: str) -> dict[str, Any]:
@@ -67,11 +76,18 @@ def clip_config(backbone: str) -> dict[str, Any]:
     return known
 
 
-def check_layers(localise: LocaliseConfig, config: dict[str, Any]) -> None:
-    """Raise ``ConfigError`` if a block is asked for that the vision tower does not have."""
+def check_vision(localise: LocaliseConfig, config: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if the vision tower does not have a block, or cannot cut the input into patches."""
     depth = config["vision_cfg"]["layers"]
     if any(layer < 1 or layer > depth for layer in localise.layers):
         raise ConfigError(f"localise.layers {list(localise.layers)}: {localise.backbone} has blocks 1 to {depth}")
+    patch = config["vision_cfg"]["patch_size"]
+    if localise.image_side % patch:
+        below = localise.image_side // patch * patch
+        raise ConfigError(
+            f"localise.image_side {localise.image_side}: must be a multiple of the patch side of {localise.backbone}, "
+            f"{patch}; for example {max(below, patch)} or {below + patch}"
+        )
 
 
 def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, torch.Tensor]:

@@ -45,11 +45,12 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``tokens`` [L, 1 + grid², width] float16."""
-    from tasks.models import check_layers, clip_config
+    from tasks.models import check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
-    check_layers(config, clip)
+    check_vision(config, clip)
+    clip_of(run)
     grid = config.image_side // clip["vision_cfg"]["patch_size"]
     return {"tokens": ArraySpec((len(config.layers), 1 + grid * grid, clip["vision_cfg"]["width"]), "float16")}
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cascade.sam.build import SAM_MODELS, build_sam
 from tasks.clip_objective import DenseClip, dense_loss, state_gap_loss
+from tasks.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from tasks.pretrain_clip import CONFIG, pretrain_clip
 from tasks.pretrain_sam import pretrain_sam
 from tasks.sam_examples import augment, make_example
@@ -240,3 +241,29 @@ def test_pool_is_a_function_of_its_seeds() -> None:
     assert max(first) < 124
     assert training_seed(0) != training_seed(1)
     assert training_seed(0) not in VALIDATION_SEEDS
+
+
+def test_patch_waves_are_orthogonal_and_the_flat_one_comes_first() -> None:
+    projection = torch.nn.Conv2d(3, 48, 16, 16, bias=False)
+    whiten_patches(projection)
+    rows = F.normalize(projection.weight.detach().double().flatten(1), dim=1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(48, dtype=torch.float64), atol=1e-5, rtol=0)
+    flat = projection(torch.ones(1, 3, 16, 16)).flatten().detach()
+    assert flat[0] > 1
+    assert flat[1:].abs().max() < 1e-4
+
+
+def test_nearer_positions_are_more_alike() -> None:
+    positions = F.normalize(wave_positions(8, 6, 32), dim=1).reshape(8, 6, 32)
+    alike = (positions[3, 2] * positions).sum(dim=2)
+    assert positions.shape == (8, 6, 32)
+    assert alike[3, 2] > alike[3, 3] > alike[3, 5]
+    assert alike[3, 2] > alike[4, 2] > alike[7, 2]
+
+
+def test_attention_starts_by_subtracting_look_alikes() -> None:
+    joint, output = torch.empty(24, 8), torch.nn.Linear(8, 8)
+    compare_with_neighbours(joint, output)
+    query, key, value = joint.chunk(3)
+    assert torch.equal(query, key)
+    torch.testing.assert_close(output.weight.detach() @ value, -0.4 * torch.eye(8), atol=1e-5, rtol=0)

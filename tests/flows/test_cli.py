@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from flows.cli import main
+from storage.weights import REGISTRY, WeightsEntry
+from tests.flows.conftest import Bench, Recorder, files_of, save_adapter, save_scene
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def refusal(self) -> str:
+        """The one line that a refused input gets."""
+        assert self.code not in (0, 130)
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.startswith("error: ")
+        assert "Traceback" not in self.out + self.err
+        return self.err
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """``cascade`` with the given arguments, in this process and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("CASCADE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.delenv("CASCADE_WEIGHTS_URL", raising=False)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        code = end.value.code
+        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def refused(cli: Cli, bench: Bench) -> Callable[..., str]:
+    """The line of a ``cascade run`` that is refused and must leave everything as it was."""
+
+    def call(*arguments: str, code: int) -> str:
+        before, around = files_of(bench.store), set(bench.store.parent.iterdir())
+        result = cli(*bench.arguments(), *arguments)
+        assert result.code == code, result
+        assert files_of(bench.store) == before
+        assert set(bench.store.parent.iterdir()) == around
+        return result.refusal()
+
+    return call
+
+
+# cascade run
+
+
+def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    result = cli(*bench.arguments("score.weight=0.25"), "--out", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    lines = [line.split() for line in result.out.splitlines()]
+    assert [line[:2] for line in lines[:6]] == [
+        ["embed", "hit"],
+        ["localise", "hit"],
+        ["prompt", "hit"],
+        ["refine", "hit"],
+        ["score", "miss"],
+        ["aggregate", "miss"],
+    ]
+    assert "config.weight: 0.5 → 0.25" in result.out
+    names = {"results.csv", "results.parquet", "images.parquet", "points.parquet", "run.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_by_default_a_run_goes_to_a_new_folder_under_runs(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert cli(*bench.arguments("name=mine")).code == 0
+    assert len(list((tmp_path / "runs" / "mine").glob("*/results.csv"))) == 2
+
+
+def test_a_path_may_hold_any_character(cli: Cli, empty: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s [a] "set" \\ ü: {1}'
+    save_scene(folder / "a.png", seed=1)
+    result = cli(*replace(empty, dataset=folder).arguments(), "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert folder.name in set(pd.read_csv(tmp_path / "out" / "results.csv")["dataset"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("prompt.postives=3", ["'prompt.postives'", "did you mean 'positives'"]),
+        ("promt.positives=3", ["did you mean 'prompt'"]),
+        ("score.fusion=blnd", ["'blnd'", "did you mean 'blend'"]),
+        ("embed.backbone=vit_hh", ["'vit_hh'", "did you mean 'vit_h'"]),
+        ("localise.method=april_gam", ["did you mean 'april_gan'"]),
+        ("localise.backbone=minni", ["localise.backbone", "'minni'", "mini"]),
+        ("localise.layers=[2, 9]", ["localise.layers", "1 to 8"]),
+        ("localise.image_side=335", ["localise.image_side", "336"]),
+        ("localise.prompts=april_gam", ["did you mean 'april_gan'"]),
+        ("dataset.categories=[carpett]", ["'carpett'", "did you mean 'carpet'"]),
+        ("dataset.exclude=[metal-plate]", ["did you mean 'metal_plate'"]),
+        ("dataset.layout=mvtek", ["did you mean 'mvtec'"]),
+        ("dataset.split=train", ["split 'train'"]),
+        ("prompt.positives", ["key=value"]),
+        ("runtime.device=cuda", ["runtime.device", "GPU"]),
+    ],
+)
+def test_a_wrong_setting_is_refused(refused: Callable[..., str], setting: str, parts: list[str]) -> None:
+    import torch
+
+    if "cuda" in setting and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    # Another key, so that a stage would have to run.
+    message = refused("--set", "localise.activation=quickgelu", "--set", setting, code=2)
+    assert all(part in message for part in parts), message
+
+
+def test_an_unknown_experiment_is_refused(cli: Cli) -> None:
+    result = cli("run", "papper", "--engine", "local")
+    assert result.code == 2
+    assert "did you mean 'paper'" in result.refusal()
+
+
+def test_a_dataset_that_is_not_there_is_refused(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    before = files_of(bench.store)
+    result = cli(*replace(bench, dataset=tmp_path / "nothing").arguments())
+    assert result.code == 2
+    assert str(tmp_path / "nothing") in result.refusal()
+    assert files_of(bench.store) == before
+
+
+def test_a_truncated_image_is_refused_before_anything_runs(cli: Cli, own_data: Bench) -> None:
+    path = own_data.dataset / "carpet" / "test" / "good" / "0000.png"
+    path.write_bytes(path.read_bytes()[:10])
+    before = files_of(own_data.store)
+    result = cli(*own_data.arguments())
+    assert result.code == 2
+    assert "carpet/test/good/0000.png" in result.refusal()
+    assert files_of(own_data.store) == before
+
+
+def test_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from storage.errors import ConfigError
+
+    monkeypatch.setattr(sys, "argv", ["cascade", "run", "papper", "--debug"])
+    with pytest.raises(ConfigError, match="papper"):
+        main()
+
+
+# Checkpoints
+
+
+def test_missing_weights_say_where_what_and_how(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused("--set", "embed.backbone=vit_b", "--set", "embed.weights=null", code=4)
+    assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in message
+    assert REGISTRY["vit_b"].sha256 in message
+    assert "cascade weights fetch vit_b" in message
+
+
+def test_a_missing_path_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused("--set", f"embed.weights={tmp_path / 'no.pth'}", "--set", f"embed.sha256={'ab' * 32}", code=4)
+    assert str(tmp_path / "no.pth") in message
+    assert "ab" * 32 in message
+
+
+def test_weights_with_another_digest_are_refused(refused: Callable[..., str], bench: Bench) -> None:
+    message = refused("--set", f"localise.sha256={'ab' * 32}", code=4)
+    path = next(Path(each.partition("=")[2]) for each in bench.overrides if each.startswith("localise.weights"))
+    assert str(path) in message
+    assert "ab" * 32 in message
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in message
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_an_adapter_for_other_layers_is_refused(
+    refused: Callable[..., str], bench: Bench, tmp_path: Path, layers: int
+) -> None:
+    path = save_adapter(bench.dataset.parent / f"layers_{layers}.safetensors", layers=layers)
+    message = refused("--set", f"localise.adapter={path}", code=4)
+    assert str(path) in message
+    assert "localise.layers" in message
+
+
+def test_a_leak_is_refused_or_marked(refused: Callable[..., str], cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    training = {"dataset": "tiny", "categories": ["carpet"], "image_ids": []}
+    setting = f"localise.adapter={save_adapter(bench.dataset.parent / 'leaking.safetensors', training)}"
+    message = refused("--set", setting, code=2)
+    assert "carpet" in message
+    assert "--allow-leak" in message
+    result = cli(*bench.arguments(setting), "--allow-leak", "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "not zero-shot" in result.out
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["leak"].all()
+    for name in ("results", "images", "points"):
+        assert pd.read_parquet(tmp_path / "out" / f"{name}.parquet")["leak"].all()
+
+
+def test_a_network_that_returns_nan_names_the_image(cli: Cli, empty: Bench, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(next(Path(each.partition("=")[2]) for each in empty.overrides if "localise.adapter" in each))
+    state["fc.1.bias"][3] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    result = cli(*empty.arguments(f"localise.adapter={tmp_path / 'nan.safetensors'}"))
+    assert result.code == 5
+    assert re.search(r"localise: carpet/test/\S+\.png: .*NaN", result.refusal())
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which it is served."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_weights_are_fetched_from_a_mirror(
+    cli: Cli, mirror: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = mirror
+    content = bytes(range(256)) * 40
+    entry = WeightsEntry(
+        "tiny", "tiny.pth", hashlib.sha256(content).hexdigest(), None, "https://x.invalid/tiny.pth", "CC0-1.0", ""
+    )
+    # The default arguments of storage.weights hold the registry that was there when it was imported.
+    monkeypatch.setattr(
+        "storage.weights.fetch.__kwdefaults__", {"base_url": None, "progress": False, "registry": {"tiny": entry}}
+    )
+    monkeypatch.setenv("CASCADE_WEIGHTS_URL", url)
+    (folder / "tiny.pth").write_bytes(content)
+    result = cli("weights", "fetch", "tiny")
+    assert (result.code, result.err) == (0, "")
+    assert (tmp_path / "weights" / "tiny.pth").read_bytes() == content
+
+    (tmp_path / "weights" / "tiny.pth").unlink()
+    (folder / "tiny.pth").write_bytes(content + b"x")
+    result = cli("weights", "fetch", "tiny")
+    assert result.code == 4
+    assert entry.sha256 in result.refusal()
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_a_mirror_with_another_file_is_refused(
+    cli: Cli, mirror: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = mirror
+    monkeypatch.setenv("CASCADE_WEIGHTS_URL", url)
+    (folder / "sam_vit_b_01ec64.pth").write_bytes(b"something else")
+    result = cli("weights", "fetch", "vit_b")
+    assert result.code == 4
+    assert url in result.refusal()
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_unknown_weights_name_the_nearest(cli: Cli) -> None:
+    result = cli("weights", "fetch", "vit_hh")
+    assert result.code == 2
+    assert "did you mean 'vit_h'" in result.refusal()
+
+
+def test_the_list_of_weights_says_what_is_there(cli: Cli, tmp_path: Path) -> None:
+    result = cli("weights", "ls")
+    assert result.code == 0
+    assert all(name in result.out for name in REGISTRY)
+    assert "missing" in result.out
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sam_vit_b_01ec64.pth").write_bytes(b"short")
+    assert re.search(r"vit_b\s+damaged", cli("weights", "ls", "--verify").out)
+
+
+# Other commands
+
+
+def test_check_ends_with_0_for_a_sound_dataset_and_2_for_a_wrong_one(cli: Cli, own_data: Bench) -> None:
+    result = cli("check", own_data.dataset)
+    assert result.code == 0
+    assert "8 images in 2 categories; 0 errors, 0 warnings" in result.out
+    good = own_data.dataset / "carpet" / "test" / "good"
+    (good / "0001.png").write_bytes((good / "0001.png").read_bytes()[:-200])
+    mask = sorted((own_data.dataset / "carpet" / "ground_truth").rglob("*.png"))[0]
+    Image.new("L", (96, 96)).save(mask)
+    result = cli("check", own_data.dataset)
+    assert result.code == 2
+    assert "carpet/test/good/0001.png" in result.out
+    assert mask.relative_to(own_data.dataset).as_posix() in result.out
+    assert "2 errors" in result.out
+    assert cli("check", own_data.dataset / "nothing").code == 2
+
+
+def test_store_ls_lists_every_artefact(cli: Cli, bench: Bench) -> None:
+    result = cli("store", "ls", "--store", bench.store)
+    assert result.code == 0
+    rows = [line.split()[:3] for line in result.out.splitlines() if line.split()[0] != "stage"]
+    listed = {(row[0], row[2]) for row in rows if len(row) == 3 and re.fullmatch("[0-9a-f]{12}", row[1])}
+    assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | {
+        ("aggregate", "1")
+    }
+
+
+def test_store_ls_of_no_store_is_empty_and_creates_nothing(cli: Cli, tmp_path: Path) -> None:
+    assert cli("store", "ls", "--store", tmp_path / "none").code == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_export_writes_what_the_options_say(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    assert cli(*bench.arguments(), "--out", tmp_path / "run").code == 0
+    result = cli("export", tmp_path / "run", tmp_path / "files", "--maps", "tiff", "--masks", "png")
+    assert result.code == 0
+    assert {path.suffix for path in (tmp_path / "files" / "maps").rglob("*.*")} == {".tiff"}
+    assert len(list((tmp_path / "files" / "masks").rglob("*.png"))) == 8
+    result = cli("export", tmp_path / "nothing", tmp_path / "other")
+    assert result.code == 2
+    assert "run.json" in result.refusal()
+
+
+def test_generated_photographs_are_a_sound_dataset(cli: Cli, tmp_path: Path) -> None:
+    arguments = ("generate", tmp_path / "set", "--category", "wood", "--good", 1, "--defective", 1, "--size", 96)
+    assert cli(*arguments).code == 0
+    assert cli("check", tmp_path / "set").code == 0
+    result = cli("generate", tmp_path / "other", "--category", "woood")
+    assert result.code == 2
+    assert "did you mean 'wood'" in result.refusal()
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        ("epoch=3", ["'epoch'", "did you mean 'epochs'"]),
+        ("epochs=[3", ["--train", "not valid YAML"]),
+        ("epochs", ["--train", "key=value"]),
+        ("epochs=0", ["epochs"]),
+    ],
+)
+def test_a_wrong_recipe_is_refused(cli: Cli, bench: Bench, recipe: str, parts: list[str]) -> None:
+    result = cli("train", "april_gan", "--dataset", bench.dataset, "--store", bench.store, "--train", recipe)
+    assert result.code == 2
+    message = result.refusal()
+    assert all(part in message for part in parts), message
+
+
+def test_ctrl_c_says_that_finished_items_are_kept(cli: Cli, empty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def stop_after_two(stage: str) -> None:
+        written.append(stage)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    class Stopping(Recorder):
+        def __init__(self, console: object) -> None:
+            super().__init__(on_item=stop_after_two)
+
+        def __enter__(self) -> Stopping:
+            return self
+
+        def __exit__(self, *arguments: object) -> None:
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.progress.RichReporter", Stopping)
+        result = cli(*empty.arguments())
+    assert result.code == 130
+    assert result.err == "stopped; finished items are kept, the same command goes on from there\n"
+    assert "6 of 8 computed" in cli(*empty.arguments()).out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["weights", "--help"]])
+def test_help_imports_nothing_slow(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom flows.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "slow = {'torch', 'prefect', 'pandas', 'zarr', 'scipy', 'open_clip', 'sklearn', 'cv2'}\n"
+        "print('imported:', *sorted(slow & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert "Usage" in result.stdout
+    assert result.stdout.splitlines()[-1].strip() == "imported:"
