@@ -201,7 +201,7 @@ def train_mini_clip(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
-    from tasks.pretrain_clip import pretrain_clip
+    from tasks.pretraining.mini_clip import pretrain_clip
 
     _print_facts(pretrain_clip(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
 
@@ -214,7 +214,7 @@ def train_mini_sam(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
 ) -> None:
     """Train the small SAM on generated photographs; the same command resumes after a stop."""
-    from tasks.pretrain_sam import pretrain_sam
+    from tasks.pretraining.mini_sam import pretrain_sam
 
     _print_facts(pretrain_sam(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
 

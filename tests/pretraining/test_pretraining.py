@@ -14,14 +14,14 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch.nn import functional as F
 
 from cascade.sam.build import SAM_MODELS, build_sam
-from tasks.clip_objective import DenseClip, dense_loss, state_gap_loss
-from tasks.initialisation import compare_with_neighbours, wave_positions, whiten_patches
-from tasks.pretrain_clip import CONFIG, pretrain_clip
-from tasks.pretrain_sam import pretrain_sam
-from tasks.sam_examples import augment, make_example
-from tasks.sam_objective import attend_by_position, coarse_target, decode, mask_losses
-from tasks.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
-from tasks.simulated_prompts import boxes_of, correction, first_points
+from tasks.pretraining.clip_objective import DenseClip, dense_loss, state_gap_loss
+from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
+from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
+from tasks.pretraining.mini_sam import pretrain_sam
+from tasks.pretraining.sam_examples import augment, make_example
+from tasks.pretraining.sam_objective import attend_by_position, coarse_target, decode, mask_losses
+from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points
 
 TINY_CLIP: dict[str, Any] = {
     "embed_dim": 16,

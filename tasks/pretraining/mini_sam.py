@@ -1,0 +1,215 @@
+"""Training of the small SAM: clicks, boxes and fed-back masks on generated scenes."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from cascade.sam.build import build_sam
+from tasks.pretraining.sam_examples import augment, make_example
+from tasks.pretraining.sam_objective import Trainee, best_mask, coarse_target, decode, total_loss
+from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from tasks.pretraining.session import (
+    Log,
+    Progress,
+    Run,
+    export,
+    learning_rate,
+    load_checkpoint,
+    optimiser,
+    save_checkpoint,
+)
+from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points, jittered
+
+PEAK_RATE = 8e-4
+TARGETS = 4
+"""Masks asked for per image."""
+
+COLUMNS = ("step", "minutes", "images", "loss", "iou_1", "iou_2", "iou_3", "val_iou_1", "val_iou_2", "val_iou_3")
+
+
+def to_input(sam: Sam, images: NDArray[np.uint8], device: str) -> Tensor:
+    """SAM's normalised float ``[B, 3, S, S]`` of uint8 RGB ``[B, S, S, 3]``."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+    normalised: Tensor = (pixels - sam.pixel_mean) / sam.pixel_std
+    return normalised
+
+
+def _three_passes(
+    rng: np.random.Generator, trainee: Trainee, images: Tensor, masks: NDArray[np.bool_], device: str
+) -> tuple[Tensor, list[float]]:
+    """Loss over three decoder passes and the mean IoU of each; prompt kinds are drawn per batch."""
+    sam, side = trainee.sam, masks.shape[1]
+    embeddings = sam.image_encoder(images)
+    low = 4 * embeddings.shape[-1]
+    target = coarse_target(torch.from_numpy(masks).to(device), low)
+    rows = embeddings.repeat_interleave(len(masks) // len(embeddings), dim=0)
+    box: Tensor | None = None
+    if rng.random() < 0.15:
+        box = jittered(rng, boxes_of(masks, side), side).to(device)
+        points, labels = torch.zeros(len(masks), 0, 2), torch.zeros(len(masks), 0)
+    elif rng.random() < 0.35:
+        points, labels = first_points(rng, masks, 1, 0)
+    else:
+        negatives = 0 if rng.random() < 0.25 else int(rng.integers(1, 6))
+        points, labels = first_points(rng, masks, int(rng.integers(1, 6)), negatives)
+    losses, ious = [], []
+    fed: Tensor | None = None
+    clicks = rng.random() < 0.5
+    for level in range(3):
+        if level and clicks and fed is not None:
+            more, kind = correction(rng, fed, target, side)
+            points, labels = torch.cat([points, more], dim=1), torch.cat([labels, kind], dim=1)
+        if level == 2 and fed is not None and box is None and rng.random() < 0.75:
+            seen = (fed[:, 0] > 0).cpu().numpy()
+            box = boxes_of(seen if rng.random() < 0.6 else target.cpu().numpy() > 0, side)
+            box = jittered(rng, box, side).to(device) if rng.random() < 0.5 else box.to(device)
+        logits, predicted = decode(sam, rows, (points.to(device), labels.to(device)), box, fed)
+        loss, iou = total_loss(logits, predicted, target)
+        losses.append(loss)
+        ious.append(float(iou.mean()))
+        fed = best_mask(logits, predicted)
+    drawn = trainee.outline_loss(embeddings, target.reshape(len(images), -1, low, low))
+    return torch.stack(losses).sum() + drawn, ious
+
+
+@torch.no_grad()
+def validate(sam: Sam, scenes: int, device: str) -> dict[str, float]:
+    """Mean IoU on held-out defects after one central click, then with fed-back logits, then with a box too."""
+    sam.eval()
+    side = sam.image_encoder.img_size
+    totals = np.zeros(3)
+    used = 0
+    for index in range(scenes):
+        example = make_example(VALIDATION_SEEDS[index], side)
+        if not example.defects:
+            continue
+        mask = example.mask(example.count - example.defects)
+        depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        points = torch.tensor([[[float(x), float(y)]]], device=device), torch.ones(1, 1, device=device)
+        fed: Tensor | None = None
+        box: Tensor | None = None
+        with torch.autocast(device, torch.bfloat16):
+            embedding = sam.image_encoder(to_input(sam, example.image[None], device))
+        target = coarse_target(torch.from_numpy(mask[None]).to(device), 4 * embedding.shape[-1])
+        for level in range(3):
+            if level == 2 and fed is not None:
+                box = boxes_of((fed[:, 0] > 0).cpu().numpy(), side).to(device)
+            logits, predicted = decode(sam, embedding.float(), points, box, fed)
+            _, iou = total_loss(logits, predicted, target)
+            totals[level] += float(iou.mean())
+            fed = best_mask(logits, predicted)
+        used += 1
+    sam.train()
+    return {f"val_iou_{level + 1}": float(totals[level]) / max(1, used) for level in range(3)}
+
+
+def pretrain_sam(
+    out: Path,
+    *,
+    minutes: float,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    device: str = "cpu",
+    batch: int = 2,
+    max_steps: int | None = None,
+    network: Sam | None = None,
+    validation_scenes: int = 64,
+) -> dict[str, Any]:
+    """Trains the small SAM on generated scenes and exports it.
+
+    A run that was killed continues from ``out/checkpoint.pt`` when it is called again with the same folder.
+
+    Args:
+        out: folder for ``checkpoint.pt``, ``log.csv`` and ``mini_sam.safetensors`` (official names, fp16).
+        minutes: training time over all sessions; the learning rate follows it.
+        seed: of weights, scenes and prompts.
+        threads: torch threads; as found when None.
+        progress: called after every logged step.
+        device: ``cpu`` or ``cuda``; bfloat16 autocast on both.
+        batch: images per step, each with ``TARGETS`` prompt sets.
+        max_steps: stop this session after so many steps even if time is left.
+        network: a Sam with random weights; ``build_sam("mini")`` when None.
+        validation_scenes: held-out scenes per validation.
+
+    Returns:
+        The facts written beside the weights: data, seeds, steps, minutes, metrics.
+
+    Raises:
+        ValueError: the folder holds a run with another seed.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    sam = build_sam("mini") if network is None else network
+    side = sam.image_encoder.img_size
+    trainee = Trainee(sam).to(device).train()
+    optimizer = optimiser(trainee, PEAK_RATE)
+    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(next_seed=training_seed(seed))
+    log = Log(out / "log.csv", COLUMNS, progress)
+    rng = np.random.default_rng([seed, run.step])
+    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 150
+    recent: list[list[float]] = []
+    pool = ScenePool(partial(make_example, size=side), run.next_seed, reuse=2, capacity=2000, warm=24 * batch)
+    with pool:
+        started, before = time.monotonic(), run.seconds
+        while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
+            pairs = [augment(rng, example, TARGETS) for example in pool.draw(rng, batch)]
+            masks = np.concatenate([target for _, target in pairs])
+            images = to_input(sam, np.stack([image for image, _ in pairs]), device)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
+            with torch.autocast(device, torch.bfloat16):
+                loss, ious = _three_passes(rng, trainee, images, masks, device)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+            optimizer.step()
+            recent.append([loss.item(), *ious])
+            steps, run.step, run.images = steps + 1, run.step + 1, run.images + batch
+            run.seconds, run.next_seed = before + time.monotonic() - started, pool.next_seed
+            if run.step % 40 == 0:
+                row = {"step": run.step, "minutes": run.seconds / 60, "images": run.images}
+                row |= dict(zip(("loss", "iou_1", "iou_2", "iou_3"), np.mean(recent, axis=0).tolist(), strict=True))
+                recent.clear()
+                if time.monotonic() - last_check > 240:
+                    metrics = validate(sam, validation_scenes, device)
+                    row |= metrics
+                    last_check = time.monotonic()
+                log.row(row)
+            if time.monotonic() - last_save > 180:
+                save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
+                _export(out, sam, run, seed, metrics)
+                last_save = time.monotonic()
+        waited = pool.waited
+    save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
+    metrics = validate(sam, validation_scenes, device)
+    log.row({"step": run.step, "minutes": run.seconds / 60, "images": run.images, **metrics})
+    return _export(out, sam, run, seed, metrics | {"seconds_waited_for_scenes": waited})
+
+
+def _export(out: Path, sam: Sam, run: Run, seed: int, metrics: dict[str, float]) -> dict[str, Any]:
+    facts = {
+        "data": "generated scenes (cascade.synthesis), no photographs",
+        "seed": seed,
+        "first_scene_seed": training_seed(seed) * 16,
+        "last_scene_seed": run.next_seed * 16 - 1,
+        "steps": run.step,
+        "images": run.images,
+        "minutes": round(run.seconds / 60, 2),
+        **{name: round(value, 4) for name, value in metrics.items()},
+    }
+    export(out / "mini_sam.safetensors", sam.state_dict(), facts)
+    return facts

@@ -1,0 +1,145 @@
+"""What the small SAM learns: a decoder pass over a batch of images, and its losses."""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
+
+
+def attend_by_position(sam: Sam) -> None:
+    """Starts the decoder's cross attentions as a match of positions.
+
+    Queries and keys carry the same Fourier features of their position. With one projection for both, a click
+    attends to the cells around it, and these cells to the click, before anything is learned; independent
+    projections have to find this alignment first, which took most of a short training.
+    """
+    transformer = sam.mask_decoder.transformer
+    attentions = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in attentions:
+        # A gain of 1.3 gives logits of 3 to 10 where positions coincide: D/2 features of unit power, half of
+        # them kept by the projection, shared among heads and divided by the root of a head's width.
+        nn.init.orthogonal_(attention.q_proj.weight, gain=1.3)
+        with torch.no_grad():
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.q_proj.bias.zero_()
+            attention.k_proj.bias.zero_()
+
+
+class Trainee(nn.Module):
+    """A SAM and a training-only head that draws targets and their outlines without any prompt.
+
+    The head gives the encoder a dense signal from the first step on, long before prompts begin to work; it is
+    not exported.
+
+    Attributes:
+        sam: the network.
+        outline: 1x1 convolution from the embedding to two maps of 4x4 sub-cells per cell.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+        self.outline = nn.Conv2d(sam.prompt_encoder.embed_dim, 2 * 16, 1)
+        attend_by_position(sam)
+        encoder = sam.image_encoder
+        whiten_patches(encoder.patch_embed.proj)
+        with torch.no_grad():
+            _, rows, columns, width = encoder.pos_embed.shape
+            encoder.pos_embed.copy_(wave_positions(rows, columns, width).reshape(1, rows, columns, width))
+        for block in encoder.blocks:
+            compare_with_neighbours(block.attn.qkv.weight, block.attn.proj)
+
+    def outline_loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """Weighted cross entropy of both maps against target masks ``[B, T, h, h]``."""
+        drawn = F.pixel_shuffle(self.outline(embeddings), 4).float()
+        grown = F.max_pool2d(targets, 3, 1, 1)
+        shrunk = -F.max_pool2d(-targets, 3, 1, 1)
+        truth = torch.stack([targets.amax(dim=1), (grown - shrunk).amax(dim=1)], dim=1)
+        return F.binary_cross_entropy_with_logits(drawn, truth, pos_weight=drawn.new_tensor(3.0))
+
+
+def decode(
+    sam: Sam, embeddings: Tensor, points: tuple[Tensor, Tensor], boxes: Tensor | None, logits: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """All four mask tokens for one prompt set per row.
+
+    ``MaskDecoder.predict_masks`` repeats one image for many prompts; here every row has its own embedding.
+
+    Args:
+        sam: the network.
+        embeddings: ``[N, C, g, g]``.
+        points: xy in input pixels ``[N, K, 2]`` and labels ``[N, K]``; K may be 0.
+        boxes: xyxy in input pixels ``[N, 4]`` or None.
+        logits: fed-back low-res logits ``[N, 1, 4g, 4g]`` or None.
+
+    Returns:
+        Low-res logits ``[N, 4, 4g, 4g]`` and predicted IoU ``[N, 4]``, float32; token 0 is the single-mask one.
+    """
+    decoder = sam.mask_decoder
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=logits)
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embeddings), -1, -1)
+    tokens = torch.cat([own, sparse], dim=1)
+    source = embeddings + dense
+    position = sam.prompt_encoder.get_dense_pe().expand(len(embeddings), -1, -1, -1)
+    hidden, source = decoder.transformer(source, position, tokens)
+    grid = embeddings.shape[-1]
+    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(len(embeddings), -1, grid, grid))
+    kernels = torch.stack(
+        [mlp(hidden[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )
+    masks = torch.einsum("nkc,nchw->nkhw", kernels, upscaled)
+    return masks.float(), decoder.iou_prediction_head(hidden[:, 0]).float()
+
+
+def coarse_target(masks: Tensor, side: int) -> Tensor:
+    """Binary ``[N, side, side]`` targets: a low-res cell counts when 30 % of it is covered."""
+    covered = F.adaptive_avg_pool2d(masks.float()[:, None], side)[:, 0]
+    # A thread too thin for any cell keeps its best ones rather than vanish.
+    best = covered.amax(dim=(1, 2), keepdim=True)
+    return (covered >= torch.minimum(best * 0.8, torch.full_like(best, 0.3))).float()
+
+
+def mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """20 focal + dice per mask, and the true IoU per mask; both ``[N, 4]``.
+
+    As in SAM, appendix A, except that foreground pixels weigh more in small masks: most defects cover less than
+    a hundredth of the image, where the published weights leave almost no gradient.
+    """
+    truth = target[:, None].expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    chance = logits.sigmoid()
+    hit = chance * truth + (1 - chance) * (1 - truth)
+    share = truth.mean(dim=(2, 3), keepdim=True).clamp(1e-4, 0.5)
+    weight = 0.5 + truth * (0.5 * ((1 - share) / share).sqrt().clamp(max=12) - 0.5)
+    focal = (weight * (1 - hit) ** 2 * entropy).mean(dim=(2, 3))
+    overlap = (chance * truth).sum(dim=(2, 3))
+    dice = 1 - (2 * overlap + 1) / (chance.sum(dim=(2, 3)) + truth.sum(dim=(2, 3)) + 1)
+    hard = logits.detach() > 0
+    union = (hard | (truth > 0)).sum(dim=(2, 3)).clamp_min(1)
+    iou = (hard & (truth > 0)).sum(dim=(2, 3)) / union
+    return 20 * focal + dice, iou
+
+
+def total_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of one decoder pass and the true IoU ``[N]`` of the mask that predicted IoU selects.
+
+    Of the three ambiguity masks the best one learns, the others a little so that none dies; the single-mask
+    token always learns; predicted IoU is regressed for all.
+    """
+    losses, iou = mask_losses(logits, target)
+    loss = losses[:, 1:].amin(dim=1) + 0.1 * losses[:, 1:].mean(dim=1) + 0.4 * losses[:, 0]
+    loss = loss + F.mse_loss(predicted, iou, reduction="none").mean(dim=1) * 2
+    chosen = predicted[:, 1:].argmax(dim=1, keepdim=True)
+    return loss.mean(), iou[:, 1:].gather(1, chosen)[:, 0]
+
+
+def best_mask(logits: Tensor, predicted: Tensor) -> Tensor:
+    """Detached logits ``[N, 1, h, h]`` of the ambiguity mask with the highest predicted IoU."""
+    chosen = predicted[:, 1:].argmax(dim=1)
+    return logits[torch.arange(len(logits), device=logits.device), 1 + chosen].detach()[:, None]

@@ -1,0 +1,113 @@
+"""What both pretraining tasks share: the stream of scenes, the clock, checkpoints and exports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+Progress = Callable[[dict[str, float]], None]
+"""Called after each logged step with ``step``, ``minutes``, ``loss`` and, now and then, validation metrics."""
+
+
+def learning_rate(peak: float, done: float) -> float:
+    """Linear warm-up over the first 3 % of the budget, then a cosine down to 1 % of the peak."""
+    if done < 0.03:
+        return peak * max(0.02, done / 0.03)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.03) / 0.97))))
+
+
+def optimiser(network: nn.Module, peak: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, but neither biases, norms nor embeddings."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, weight in network.named_parameters():
+        (kept if weight.ndim < 2 or "embed" in name or "token" in name else decayed).append(weight)
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+
+
+@dataclass
+class Run:
+    """Where a training run stands; saved with every checkpoint.
+
+    Attributes:
+        step: optimiser steps made.
+        seconds: training time used, over all sessions.
+        next_seed: scene seed to continue with.
+        images: images seen, repetitions included.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    next_seed: int = 0
+    images: int = 0
+
+
+def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, run: Run, seed: int) -> None:
+    """Writes network, optimiser and position beside ``path`` and renames, so that a kill leaves the old one."""
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "network": network.state_dict(),
+            "optimiser": optimizer.state_dict(),
+            "run": vars(run).copy(),
+            "seed": seed,
+        },
+        partial,
+    )
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Run | None:
+    """Restores what ``save_checkpoint`` wrote; None when there is no file.
+
+    Raises:
+        ValueError: the checkpoint belongs to a run with another seed.
+    """
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["seed"] != seed:
+        raise ValueError(f"{path} was made with seed {state['seed']}, not {seed}; use another folder")
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimiser"])
+    return Run(**state["run"])
+
+
+class Log:
+    """A CSV of the training curve; ``columns`` are fixed, missing values stay empty."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], progress: Progress | None) -> None:
+        self._path, self._columns, self._progress = path, columns, progress
+        if not path.exists():
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerow(columns)
+
+    def row(self, values: dict[str, float]) -> None:
+        """Appends one line and reports it."""
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writerow({name: f"{value:.6g}" for name, value in values.items()})
+        if self._progress is not None:
+            self._progress(values)
+
+
+def export(path: Path, weights: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    """Writes weights in fp16 as safetensors, and ``facts`` into its metadata and a JSON beside it."""
+    half = {
+        name: (tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()).contiguous()
+        for name, tensor in weights.items()
+    }
+    partial = path.with_suffix(".partial")
+    save_file(half, partial, metadata={key: str(value) for key, value in facts.items()})
+    partial.replace(path)
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
