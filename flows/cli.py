@@ -37,6 +37,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one k
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the artefacts.")]
 EngineOption = Annotated[Engine, typer.Option(help="Prefect, or plain Python without a server.")]
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
+_LOG_WIDTH = 120
 DEMO_CATEGORIES = ("metal plate", "carpet", "pill", "wood")
 
 
@@ -319,7 +320,8 @@ def _show(results: pd.DataFrame, console: Console) -> None:
     from tasks.aggregate import METRICS
 
     step = Column("step", no_wrap=True)
-    table = Table("category", step, *(name.replace("_", "\n") for name in METRICS), box=None)
+    category = Column("category", no_wrap=True)
+    table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
     for row in results.to_dict("records"):
         cells = ["" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in METRICS]
         table.add_row(_plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
@@ -329,7 +331,8 @@ def _show(results: pd.DataFrame, console: Console) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _LOG_WIDTH))
 
 
 @contextmanager

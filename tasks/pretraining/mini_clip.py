@@ -165,7 +165,7 @@ def pretrain_clip(
 
     Args:
         out: folder for ``checkpoint.pt``, ``log.csv``, ``mini_clip.safetensors`` (open_clip names, fp16) and
-            ``mini_clip_april_gan.safetensors`` (``fc.{0..3}.weight``, ``fc.{0..3}.bias``).
+            ``april_gan_mini.safetensors`` (``fc.{0..3}.weight``, ``fc.{0..3}.bias``).
         minutes: training time over all sessions; the learning rate follows it.
         seed: of weights, scenes and augmentation.
         threads: torch threads; as found when None.
@@ -264,5 +264,6 @@ def _export(out: Path, network: DenseClip, run: Run, seed: int, metrics: dict[st
     }
     export(out / "mini_clip.safetensors", network.clip.state_dict(), facts)
     layers = {f"fc.{name}": weight for name, weight in network.fc.state_dict().items()}
-    export(out / "mini_clip_april_gan.safetensors", layers, facts)
+    training = {"method": "april_gan", "dataset": "generated scenes", "layers": facts["stages"]} | facts
+    export(out / "april_gan_mini.safetensors", layers, {"training": json.dumps(training, sort_keys=True)})
     return facts

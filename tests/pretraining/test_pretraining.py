@@ -65,7 +65,7 @@ def test_clip_training_resumes_and_exports(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "mini_clip.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
     open_clip.CLIP(**TINY_CLIP).load_state_dict(weights, strict=True)
-    layers = load_file(tmp_path / "mini_clip_april_gan.safetensors")
+    layers = load_file(tmp_path / "april_gan_mini.safetensors")
     assert sorted(layers) == sorted(f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias"))
     assert layers["fc.0.weight"].shape == (16, 16)
     with safe_open(tmp_path / "mini_clip.safetensors", "pt") as file:
