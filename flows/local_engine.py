@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from storage.artefacts import Artefact
-from tasks.shards import compute_shard
+from tasks.shards import abandon, compute_shard
 from tasks.stage import Run, Stage, StageItem
 
 
@@ -25,5 +25,6 @@ def execute_locally(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]
             for future in futures:
                 future.result()
         except BaseException:
+            abandon(artefact)
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -11,6 +11,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "CRITICAL")
 
 from prefect import flow
@@ -23,7 +24,7 @@ from flows.evaluate import Reporter, StageResult, evaluate
 from storage.artefacts import Artefact
 from tasks.aggregate import MEAN, table_rows
 from tasks.prefect_task import ShardWork, prefect_task
-from tasks.shards import ShardReference, holds, shard_digest
+from tasks.shards import ShardReference, abandon, holds, shard_digest
 from tasks.stage import Run, Stage, StageItem
 
 _ARTIFACT_ROWS = 200
@@ -39,11 +40,22 @@ def evaluate_on_prefect(run: Run, reporter: Reporter) -> list[StageResult]:
         validate_parameters=False,
     )
     def evaluate_flow(experiment: dict[str, Any], dataset: str, images: int) -> None:
-        results.extend(evaluate(run, execute_on_prefect, reporter))
+        try:
+            results.extend(evaluate(run, execute_on_prefect, reporter))
+        except KeyboardInterrupt:
+            interrupted.append(True)
+            raise
         _publish(run)
 
     results: list[StageResult] = []
-    evaluate_flow(run.experiment.model_dump(mode="json"), run.manifest.name, len(run.manifest))
+    interrupted: list[bool] = []
+    try:
+        evaluate_flow(run.experiment.model_dump(mode="json"), run.manifest.name, len(run.manifest))
+    except Exception as error:
+        # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
     return results
 
 
@@ -59,7 +71,11 @@ def execute_on_prefect(run: Run, stage: Stage, shards: Sequence[Sequence[StageIt
         return chosen.submit(shard_digest(stage, run, shards[number]), f"{number:04d}", work)
 
     futures = [submit(number) for number in range(len(shards))]
-    wait(futures)
+    try:
+        wait(futures)
+    except KeyboardInterrupt:
+        abandon(artefact)
+        raise
     stale = [
         number
         for number, future in enumerate(futures)

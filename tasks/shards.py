@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from storage.artefacts import Artefact
+from storage.errors import StageError
 from storage.keys import digest_of
 from tasks.stage import Run, Stage, StageItem
 
@@ -36,6 +37,15 @@ def compute_shard(run: Run, stage: Stage, shard: Sequence[StageItem], artefact: 
     if missing:
         stage.compute(run, [item for item in shard if item.id in missing], artefact)
     return reference_to(run, stage, shard)
+
+
+def abandon(artefact: Artefact) -> None:
+    """Make shards that are being computed in other threads end after their next item; what is written stays."""
+
+    def stop() -> None:
+        raise StageError(f"{artefact.name}: stopped")
+
+    artefact.on_write = stop
 
 
 def reference_to(run: Run, stage: Stage, shard: Sequence[StageItem]) -> ShardReference:
