@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from configs.schema import Frame, PromptConfig
 from storage.artefacts import ArraySpec, Artefact
@@ -11,6 +11,9 @@ from storage.datasets import ImageRecord
 from storage.keys import StageKey
 from tasks import embed, localise
 from tasks.stage import Run, Stage, StageItem, config_of, worded_items
+
+if TYPE_CHECKING:
+    from cascade.ppg import PromptOptions
 
 VERSION = 1
 
@@ -73,7 +76,7 @@ def frame_size(frame: Frame, record: ImageRecord) -> tuple[int, int]:
     return (record.height, record.width) if frame == "native" else (frame, frame)
 
 
-def prompt_options(config: PromptConfig) -> Any:
+def prompt_options(config: PromptConfig) -> PromptOptions:
     """The options of PPG from their nested configuration."""
     from cascade.ppg import PromptOptions
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
         for number, own in enumerate(record["sets"]):
             jobs.append(_Job(item, number, own, (record["frame"][0], record["frame"][1])))
 
-    sets_of = {job.item.id: len([other for other in jobs if other.item.id == job.item.id]) for job in jobs}
+    sets_of = Counter(job.item.id for job in jobs)
     finished: dict[str, list[tuple[_Job, Cascade]]] = defaultdict(list)
     for job, cascade in _cascades(run, jobs):
         own = finished[job.item.id]
@@ -71,7 +71,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
             _store(artefact, job.item, finished.pop(job.item.id))
 
 
-def _cascades(run: Run, jobs: Sequence[_Job]) -> Any:
+def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
     """Each job with its cascade; rows of a batch have equally many points, so nothing is padded."""
     import torch
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.artefacts import ArraySpec, Artefact
+from storage.artefacts import ArraySpec, Artefact, Item
 from storage.datasets import ImageRecord, mask_in_frame, read_mask
 from storage.errors import DataError
 from storage.keys import StageKey
@@ -87,7 +87,7 @@ def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:
 
 
 def _scores(
-    run: Run, record: ImageRecord, grid_logits: NDArray[Any], threshold: float, refined: Any
+    run: Run, record: ImageRecord, grid_logits: NDArray[Any], threshold: float, refined: Item
 ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
     """Scores and segmented pixels [4, H, W] of the CLIP map and the three steps."""
     import torch
