@@ -147,7 +147,7 @@ def pretrain_sam(
         The facts written beside the weights: data, seeds, steps, minutes, metrics.
 
     Raises:
-        ValueError: the folder holds a run with another seed.
+        ConfigError: the folder holds a run with another seed.
     """
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What both pretraining tasks share: the stream of scenes, the clock, checkpoints and exports."""
+"""What both pretraining tasks share: the clock, checkpoints, the log and exports."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from storage.errors import ConfigError
 
 Progress = Callable[[dict[str, float]], None]
 """Called after each logged step with ``step``, ``minutes``, ``loss`` and, now and then, validation metrics."""
@@ -71,13 +73,13 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     """Restores what ``save_checkpoint`` wrote; None when there is no file.
 
     Raises:
-        ValueError: the checkpoint belongs to a run with another seed.
+        ConfigError: the checkpoint belongs to a run with another seed.
     """
     if not path.exists():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["seed"] != seed:
-        raise ValueError(f"{path} was made with seed {state['seed']}, not {seed}; use another folder")
+        raise ConfigError(f"{path} was made with seed {state['seed']}, not {seed}; use another folder")
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimiser"])
     return Run(**state["run"])
