@@ -46,6 +46,24 @@ def decode(
         mask_input: [B, 1, 4·grid, 4·grid] float32, logits of an earlier pass.
         multimask: three masks (tokens 1 to 3), or the single mask of token 0.
     """
+    kept = slice(1, None) if multimask else slice(0, 1)
+    return decode_tokens(sam, embeddings, points, labels, boxes=boxes, mask_input=mask_input, kept=kept)
+
+
+def decode_tokens(
+    sam: Sam,
+    embeddings: torch.Tensor,
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    boxes: torch.Tensor | None,
+    mask_input: torch.Tensor | None,
+    kept: slice,
+) -> Decoded:
+    """The pass itself, differentiable, for those of SAM's four mask tokens that ``kept`` selects; see :func:`decode`.
+
+    Token 0 is the single mask, tokens 1 to 3 are the three masks. There may be no point at all if there is a box.
+    """
     sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=boxes, masks=mask_input)
     decoder = sam.mask_decoder
     batch = embeddings.shape[0]
@@ -56,7 +74,6 @@ def decode(
     attended, image = decoder.transformer(embeddings + dense, positions, tokens)
 
     image = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
-    kept = slice(1, None) if multimask else slice(0, 1)
     weights = torch.stack(
         [
             network(attended[:, 1 + index])

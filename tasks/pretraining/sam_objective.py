@@ -7,6 +7,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade.sam.decoder import decode_tokens
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 
 
@@ -67,9 +68,7 @@ class Trainee(nn.Module):
 def decode(
     sam: Sam, embeddings: Tensor, points: tuple[Tensor, Tensor], boxes: Tensor | None, logits: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """All four mask tokens for one prompt set per row.
-
-    ``MaskDecoder.predict_masks`` repeats one image for many prompts; here every row has its own embedding.
+    """All four mask tokens for one prompt set per row, by the pass that the cascade uses.
 
     Args:
         sam: the network.
@@ -81,20 +80,8 @@ def decode(
     Returns:
         Low-res logits ``[N, 4, 4g, 4g]`` and predicted IoU ``[N, 4]``, float32; token 0 is the single-mask one.
     """
-    decoder = sam.mask_decoder
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=logits)
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embeddings), -1, -1)
-    tokens = torch.cat([own, sparse], dim=1)
-    source = embeddings + dense
-    position = sam.prompt_encoder.get_dense_pe().expand(len(embeddings), -1, -1, -1)
-    hidden, source = decoder.transformer(source, position, tokens)
-    grid = embeddings.shape[-1]
-    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(len(embeddings), -1, grid, grid))
-    kernels = torch.stack(
-        [mlp(hidden[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-    )
-    masks = torch.einsum("nkc,nchw->nkhw", kernels, upscaled)
-    return masks.float(), decoder.iou_prediction_head(hidden[:, 0]).float()
+    decoded = decode_tokens(sam, embeddings, *points, boxes=boxes, mask_input=logits, kept=slice(None))
+    return decoded.low_res_logits, decoded.predicted_iou
 
 
 def coarse_target(masks: Tensor, side: int) -> Tensor:

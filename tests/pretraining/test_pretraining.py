@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch.nn import functional as F
 
 from cascade.sam.build import SAM_MODELS, build_sam
-from tasks.pretraining.clip_objective import DenseClip, dense_loss, state_gap_loss
+from configs.loader import load_experiment
+from tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
 from tasks.pretraining.mini_sam import pretrain_sam
@@ -267,3 +269,9 @@ def test_attention_starts_by_subtracting_look_alikes() -> None:
     query, key, value = joint.chunk(3)
     assert torch.equal(query, key)
     torch.testing.assert_close(output.weight.detach() @ value, -0.4 * torch.eye(8), atol=1e-5, rtol=0)
+
+
+def test_the_preset_reads_the_blocks_and_the_side_that_were_trained() -> None:
+    preset = load_experiment("mini").localise
+    config = json.loads(CONFIG.read_text())
+    assert (preset.layers, preset.image_side) == (STAGES, config["vision_cfg"]["image_size"])
