@@ -206,3 +206,7 @@ class TrainConfig(Section):
     learning_rate: float = Field(1e-3, gt=0.0)
     mosaic: Fraction = Field(0.0, description="probability of a 2x2 mosaic in place of an image")
     seed: int = 111
+    start: str | None = Field(
+        None,
+        description="adapter that the training starts from, a path or a registered name; random layers when absent",
+    )

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 
 from flows.evaluate import STAGES, StageResult
-from flows.prepare import Prepared, adapter_training
+from flows.prepare import Prepared
 from storage.atomic import replacing, write_text
 from tasks.tables import images_table, points_table, results_table
+from tasks.train_april_gan import adapter_training
 
 _PACKAGES = (
     "clip-sam-cascade",

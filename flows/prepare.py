@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors import safe_open
 
 from configs.schema import Experiment
 from configs.settings import Settings
@@ -17,6 +14,7 @@ from storage.errors import ConfigError, DataError, LeakError, nearest
 from storage.keys import StageKey
 from storage.weights import REGISTRY, LocatedWeights, locate
 from tasks.stage import Run
+from tasks.train_april_gan import adapter_training
 
 _CHECK_VERSION = 1
 _SHIPPED_SAM = {"mini": "mini_sam"}
@@ -123,29 +121,20 @@ def locate_clip(experiment: Experiment, settings: Settings) -> LocatedWeights:
     return locate(localise.weights or registered, folder=settings.weights, sha256=localise.sha256)
 
 
-def adapter_training(located: LocatedWeights) -> dict[str, object]:
-    """What one of our adapters says about its training; empty for a foreign one."""
-    if located.path.suffix != ".safetensors":
-        return {}
-    with safe_open(located.path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-    training: dict[str, object] = json.loads(metadata.get("training", "{}"))
-    return training
-
-
 def find_leak(experiment: Experiment, manifest: Manifest, adapter: LocatedWeights) -> str | None:
-    """Why a test would be unfair: an image, a category or a dataset that the adapter was trained on."""
+    """Why a test would be unfair: an image, a category or a dataset that the adapter was trained on.
+
+    An adapter that was trained from another one has also seen what that one was trained on.
+    """
     training = adapter_training(adapter)
-    trained_images = training.get("image_ids", [])
-    assert isinstance(trained_images, list)
-    shared = set(trained_images) & {record.image_id for record in manifest}
-    if shared:
-        return f"{adapter.path.name} was trained on {len(shared)} of the {len(manifest)} images of {manifest.name}"
-    trained_categories = training.get("categories", [])
-    assert isinstance(trained_categories, list)
-    if training.get("dataset") == manifest.name:
-        for category in sorted(set(trained_categories) & set(manifest.categories)):
-            return f"{adapter.path.name} was trained on category '{category}' of {manifest.name}"
+    while training:
+        shared = set(training.get("image_ids", [])) & {record.image_id for record in manifest}
+        if shared:
+            return f"{adapter.path.name} was trained on {len(shared)} of the {len(manifest)} images of {manifest.name}"
+        if training.get("dataset") == manifest.name:
+            for category in sorted(set(training.get("categories", [])) & set(manifest.categories)):
+                return f"{adapter.path.name} was trained on category '{category}' of {manifest.name}"
+        training = training.get("start", {})
     named = {name.lower() for name in experiment.localise.adapter_trained_on}
     if manifest.name.lower() in named:
         return f"{adapter.path.name} was trained on {manifest.name}, says localise.adapter_trained_on"

@@ -12,6 +12,7 @@ from flows.evaluate import Reporter, run_stage
 from flows.local_engine import execute_locally
 from flows.prepare import locate_clip, read_manifest, remember_checked
 from storage.errors import ConfigError, CorruptItem
+from storage.weights import locate
 from tasks.stage import Run
 from tasks.train_april_gan import TOKENS, Epoch, train_adapter
 
@@ -34,7 +35,10 @@ def train_april_gan(
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: must end in .safetensors")
     manifest = read_manifest(experiment, store)
-    run = Run(experiment, manifest, store.resolve(), {"clip": locate_clip(experiment, settings)})
+    weights = {"clip": locate_clip(experiment, settings)}
+    if config.start is not None:
+        weights["adapter"] = locate(config.start, folder=settings.weights)
+    run = Run(experiment, manifest, store.resolve(), weights)
     remember_checked(manifest, store)
     while True:
         run_stage(run, TOKENS, execute_locally, reporter)

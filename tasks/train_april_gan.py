@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 
 from configs.schema import TrainConfig
 from storage.artefacts import ArraySpec, Artefact
@@ -18,6 +20,7 @@ from storage.atomic import replacing
 from storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
 from storage.errors import DataError
 from storage.keys import StageKey
+from storage.weights import LocatedWeights
 from tasks.localise import text_features
 from tasks.stage import Run, Stage, StageItem, batches, config_of, image_items, read_ahead, require_finite
 
@@ -76,7 +79,8 @@ def train_adapter(
 ) -> list[Epoch]:
     """Train the linear layers and write them, with what they were trained on, to ``out`` (safetensors).
 
-    An epoch without mosaics reads cached tokens and touches only linear layers; a mosaic is encoded as it comes.
+    The layers start at random, or as the adapter among the run's weights. An epoch without mosaics reads cached tokens
+    and touches only linear layers; a mosaic is encoded as it comes.
 
     Raises:
         DataError: a defective image of the training data has no mask, or none is defective.
@@ -86,7 +90,7 @@ def train_adapter(
 
     from cascade.clip.april_gan import LinearAdapter, grid_logits, layer_maps
     from cascade.losses import segmentation_loss
-    from tasks.models import clip_config, clip_of, device_of
+    from tasks.models import adapter_of, clip_config, clip_of, device_of
 
     records = list(run.manifest)
     _check_training_data(run, records)
@@ -95,7 +99,10 @@ def train_adapter(
     texts = text_features(run, clip, {run.words(record) for record in records})
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    adapter = LinearAdapter(len(localise.layers), model["vision_cfg"]["width"], model["embed_dim"]).to(device)
+    if "adapter" in run.weights:
+        adapter = copy.deepcopy(adapter_of(run)).requires_grad_(True)
+    else:
+        adapter = LinearAdapter(len(localise.layers), model["vision_cfg"]["width"], model["embed_dim"]).to(device)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate, betas=(0.5, 0.999))
     size = (localise.image_side, localise.image_side)
     epochs = []
@@ -120,6 +127,16 @@ def train_adapter(
         state = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
         save_file(state, part, metadata={"training": json.dumps(_training(run, config, epochs), sort_keys=True)})
     return epochs
+
+
+def adapter_training(located: LocatedWeights) -> dict[str, Any]:
+    """What one of our adapters says about its training; empty for a foreign one."""
+    if located.path.suffix != ".safetensors":
+        return {}
+    with safe_open(located.path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    training: dict[str, Any] = json.loads(metadata.get("training", "{}"))
+    return training
 
 
 def _example(
@@ -189,7 +206,8 @@ def _check_training_data(run: Run, records: Sequence[ImageRecord]) -> None:
 
 def _training(run: Run, config: TrainConfig, epochs: Sequence[Epoch]) -> dict[str, Any]:
     """What an adapter has to say about itself: enough to refuse an unfair test."""
-    return {
+    start = {"start": adapter_training(run.weights["adapter"])} if "adapter" in run.weights else {}
+    return start | {
         "method": "april_gan",
         "dataset": run.manifest.name,
         "categories": list(run.manifest.categories),

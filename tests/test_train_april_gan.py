@@ -17,7 +17,7 @@ from flows.prepare import find_leak, read_manifest
 from flows.train import train_april_gan
 from storage.artefacts import Store
 from storage.datasets import read_image
-from storage.errors import ConfigError, DataError
+from storage.errors import ConfigError, DataError, WeightsError
 from storage.weights import LocatedWeights, file_sha256
 from tasks import train_april_gan as training
 
@@ -94,19 +94,43 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
     adapter = LinearAdapter(4, 128, 128)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=0.01, betas=(0.5, 0.999))
     order = np.random.default_rng(111).permutation(12)
+    size = (experiment.localise.image_side,) * 2
     for start in range(0, 12, 5):
         chosen = [run.manifest.records[index] for index in order[start : start + 5]]
         blocks = torch.stack([torch.from_numpy(tokens.read(r.image_id).arrays["tokens"]).float() for r in chosen])
-        masks = np.stack([training.mask_in_frame(training._mask(run, r), (336, 336)) for r in chosen])
+        masks = np.stack([training.mask_in_frame(training._mask(run, r), size) for r in chosen])
         text = torch.stack([texts[r.category] for r in chosen]).clone()
         loss = segmentation_loss(
-            layer_maps(grid_logits(adapter, blocks.unbind(1), text), (336, 336)), torch.from_numpy(masks)
+            layer_maps(grid_logits(adapter, blocks.unbind(1), text), size), torch.from_numpy(masks)
         )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     for name, value in load_file(out).items():
         torch.testing.assert_close(value, adapter.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_training_goes_on_from_another_adapter_and_remembers_it(experiment, tmp_path, dataset):
+    first, losses, _ = _train(experiment, tmp_path, TrainConfig(epochs=6, batch_size=4))
+    kept = first.rename(tmp_path / "first.safetensors")
+    second, more, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=4, start=str(kept)))
+    assert more[0] < losses[0]
+    assert file_sha256(kept) != file_sha256(second)
+
+    generate_dataset(tmp_path / "other", categories=["tile"], good=1, defective=2, size=96)
+    elsewhere = load_experiment(
+        "mini", [f"dataset.path={tmp_path / 'other'}", f"localise.weights={experiment.localise.weights}"]
+    )
+    third, _, _ = _train(elsewhere, tmp_path, TrainConfig(epochs=1, batch_size=4, start=str(second)))
+    manifest = read_manifest(experiment, tmp_path)
+    assert "was trained on 12 of the 12 images" in find_leak(
+        experiment, manifest, LocatedWeights(third, file_sha256(third), "path")
+    )
+
+
+def test_a_start_that_does_not_exist_is_named(experiment, tmp_path):
+    with pytest.raises(WeightsError, match="nowhere"):
+        _train(experiment, tmp_path, TrainConfig(epochs=1, start=str(tmp_path / "nowhere.safetensors")))
 
 
 def test_mosaics_are_made_of_one_category(experiment, tmp_path):

@@ -9,8 +9,9 @@ from configs.settings import Settings
 from flows.evaluate import evaluate
 from flows.generate import generate_dataset
 from flows.local_engine import execute_locally
-from flows.prepare import adapter_training, prepare
+from flows.prepare import prepare
 from tasks.tables import images_table, results_table
+from tasks.train_april_gan import adapter_training
 from tests.flows.conftest import Recorder
 
 CATEGORIES = ("bean", "carpet", "grid", "label", "metal plate", "pill", "tile", "wood")
