@@ -19,10 +19,9 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 
 from cascade.frames import Box, InputFrame, Size, logits_in_frame, mask_box, scale_box
-from cascade.sam.decoder import Decoded, decode
+from cascade.sam.decoder import Decoded, Decoder
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class _Pass:
 
 
 def run_cascade(
-    sam: Sam,
+    decode: Decoder,
     embeddings: torch.Tensor,
     points: torch.Tensor,
     labels: torch.Tensor,
@@ -108,17 +107,17 @@ def run_cascade(
     """The three passes for B rows that have equally many points.
 
     Args:
-        sam: the model.
+        decode: SAM's decoder.
         embeddings: [B, C, grid, grid] float32.
         points: [B, n, 2] float32 (x, y) in pixels of SAM's input.
         labels: [B, n], 1 positive, 0 negative.
         rows: B descriptions.
         options: the open choices.
     """
-    first = decode(sam, embeddings, points, labels, multimask=options.multimask[0])
+    first = decode(embeddings, points, labels, multimask=options.multimask[0])
     chosen_first = _choose(first, rows, options)
     fed_first = _feedback(first, chosen_first, options)
-    second = decode(sam, embeddings, points, labels, mask_input=fed_first, multimask=options.multimask[1])
+    second = decode(embeddings, points, labels, mask_input=fed_first, multimask=options.multimask[1])
     chosen_second = _choose(second, rows, options)
     fed_second = _feedback(second, chosen_second, options)
 
@@ -136,7 +135,7 @@ def run_cascade(
             mask_input = fed_first[index] if mask.any() else mask_input
         passes += [_Pass(index, box, mask_input) for box in boxes]
 
-    third = _third_step(sam, embeddings, points, labels, rows, passes, options)
+    third = _third_step(decode, embeddings, points, labels, rows, passes, options)
     results = []
     for index in range(len(rows)):
         step_two = _step(second, index, chosen_second[index])
@@ -150,7 +149,7 @@ def run_cascade(
 
 
 def _third_step(
-    sam: Sam,
+    decode: Decoder,
     embeddings: torch.Tensor,
     points: torch.Tensor,
     labels: torch.Tensor,
@@ -163,7 +162,6 @@ def _third_step(
     index = torch.tensor([each.row for each in passes], device=embeddings.device)
     boxes = [scale_box(each.box, rows[each.row].size, rows[each.row].frame.size) for each in passes]
     decoded = decode(
-        sam,
         embeddings[index],
         points[index],
         labels[index],

@@ -49,6 +49,9 @@ class EmbedConfig(Section):
         "or SAM's own scaling of the longest side with padding",
     )
     square_side: int = Field(518, ge=16, description="side of the square image in pixels")
+    attention: Literal["fused", "plain"] = Field(
+        "fused", description="attention in one call, or as SAM publishes it; embeddings agree within rounding"
+    )
     precision: Precision = "fp32"
     batch_size: int = Field(4, ge=1)
 
@@ -142,6 +145,9 @@ class RefineConfig(Section):
         "mask", description="A12: one box of the whole mask, of its largest part, or one box for each part"
     )
     box_padding: float = Field(0.0, ge=0.0, le=1.0, description="A12: growth of the box on each side, in its sides")
+    decoder: Literal["absorbed", "plain"] = Field(
+        "absorbed", description="SAM's decoder in a faster order of multiplication, or as it is published; same masks"
+    )
     empty: Literal["previous", "skip"] = Field(
         "previous", description="A13: an empty second mask falls back to the first mask or S_a, or skips the third step"
     )

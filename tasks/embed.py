@@ -45,7 +45,8 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     )
     for batch in batches(images, config.batch_size):
         inputs = torch.stack([normalise(image, sam) for _, image in batch])
-        embeddings = embed(sam, inputs, bf16=config.precision == "bf16").half().cpu().numpy()
+        bf16, fused = config.precision == "bf16", config.attention == "fused"
+        embeddings = embed(sam, inputs, bf16=bf16, fused=fused).half().cpu().numpy()
         for (item, _), embedding in zip(batch, embeddings, strict=True):
             require_finite("embed", item.record, embedding)
             artefact.write(item.id, {"embedding": embedding}, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import nn
 
 from cascade.clip.april_gan import LinearAdapter, build_adapter
 from cascade.clip.backbone import build_clip, model_config, model_names
+from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
+from cascade.sam.decoder import Decoder, decode
 from configs.loader import MODELS
 from configs.schema import LocaliseConfig
 from storage.errors import ConfigError, WeightsError, nearest
@@ -38,6 +40,13 @@ def sam_of(run: Run) -> Sam:
     """The SAM of a run, on its device."""
     located = run.weights["sam"]
     return _sam(run.experiment.embed.backbone, located.path, located.sha256, device_of(run))
+
+
+def decoder_of(run: Run) -> Decoder:
+    """The decoder of a run's SAM, in the order of multiplication that the configuration asks for."""
+    if run.experiment.refine.decoder == "plain":
+        return partial(decode, sam_of(run))
+    return _absorbed(sam_of(run))
 
 
 def clip_of(run: Run) -> nn.Module:
@@ -125,6 +134,11 @@ def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
     sam = build_sam(backbone)
     _load(sam, read_state(path, sha256), path, f"SAM '{backbone}'")
     return sam.requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def _absorbed(sam: Sam) -> AbsorbedDecoder:
+    return AbsorbedDecoder(sam)
 
 
 @lru_cache(maxsize=1)

@@ -77,13 +77,13 @@ def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
 
     from cascade.cps import CascadeOptions, run_cascade
     from cascade.frames import scale_points
-    from tasks.models import device_of, sam_of
+    from tasks.models import decoder_of, device_of
 
     if not jobs:
         return
     config = run.experiment.refine
-    options = CascadeOptions(**config.model_dump(exclude={"precision", "batch_size"}))
-    sam, device = sam_of(run), device_of(run)
+    options = CascadeOptions(**config.model_dump(exclude={"decoder", "precision", "batch_size"}))
+    decode, device = decoder_of(run), device_of(run)
     embeddings = run.artefact(embed.key(run))
     buckets: dict[int, list[_Job]] = defaultdict(list)
     for job in jobs:
@@ -101,7 +101,7 @@ def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
             ]
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 cascades = run_cascade(
-                    sam,
+                    decode,
                     torch.from_numpy(np.stack(features)).float().to(device),
                     torch.from_numpy(np.stack(points)).float().to(device),
                     torch.tensor([job.prompts["labels"] for job in batch], device=device),

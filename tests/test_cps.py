@@ -1,13 +1,13 @@
 """The cascade's open choices; its arithmetic is compared with the official predictor in tests/parity."""
 
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from cascade import cps
 from cascade.cps import CascadeOptions, Row, run_cascade
 from cascade.frames import InputFrame, logits_in_frame, mask_box
 from cascade.sam.decoder import Decoded, decode
@@ -19,8 +19,8 @@ RING = np.array([5.0, 6.0, 20.0, 30.0])
 
 
 @pytest.fixture(scope="module")
-def sam():
-    return tiny_sam()
+def decoder():
+    return partial(decode, tiny_sam())
 
 
 def _inputs(rows, points=2, seed=0):
@@ -30,32 +30,31 @@ def _inputs(rows, points=2, seed=0):
     return embeddings, coordinates, torch.tensor([[1, 0] * (points // 2)] * rows)
 
 
-def test_rows_do_not_see_each_other(sam):
+def test_rows_do_not_see_each_other(decoder):
     embeddings, points, labels = _inputs(5)
     rows = [Row(FRAME, SIZE, RING)] * 5
-    together = run_cascade(sam, embeddings, points, labels, rows, DEFAULT)
+    together = run_cascade(decoder, embeddings, points, labels, rows, DEFAULT)
     for index in range(5):
         own = slice(index, index + 1)
-        (alone,) = run_cascade(sam, embeddings[own], points[own], labels[own], rows[:1], DEFAULT)
+        (alone,) = run_cascade(decoder, embeddings[own], points[own], labels[own], rows[:1], DEFAULT)
         for a, b in zip(together[index].steps, alone.steps, strict=True):
             np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
             assert a.chosen == b.chosen
 
 
-def _with_second_mask(monkeypatch, mask_logits, first=None):
-    """Replace what the decoder returns: a given second mask (no mask input but one), and optionally a first."""
+def _with_second_mask(decoder, mask_logits, first=None):
+    """A decoder that returns a given second mask, and optionally a given first one, and the list of its calls."""
     calls = []
 
-    def fake(sam, embeddings, points, labels, *, boxes=None, mask_input=None, multimask=True):
+    def fake(embeddings, points, labels, *, boxes=None, mask_input=None, multimask=True):
         calls.append({"boxes": boxes, "mask_input": mask_input, "multimask": multimask})
-        decoded = decode(sam, embeddings, points, labels, boxes=boxes, mask_input=mask_input, multimask=multimask)
+        decoded = decoder(embeddings, points, labels, boxes=boxes, mask_input=mask_input, multimask=multimask)
         given = {1: first, 2: mask_logits}.get(len(calls))
         if given is None:
             return decoded
         return Decoded(given.expand_as(decoded.low_res_logits).clone(), decoded.predicted_iou)
 
-    monkeypatch.setattr(cps, "decode", fake)
-    return calls
+    return fake, calls
 
 
 def _blob(*boxes):
@@ -65,11 +64,11 @@ def _blob(*boxes):
     return logits
 
 
-def test_box_of_the_second_mask_and_logits_of_the_chosen(sam, monkeypatch):
+def test_box_of_the_second_mask_and_logits_of_the_chosen(decoder):
     second = _blob((4, 4, 8, 10))
-    calls = _with_second_mask(monkeypatch, second)
+    fake, calls = _with_second_mask(decoder, second)
     embeddings, points, labels = _inputs(1)
-    (result,) = run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)], DEFAULT)
+    (result,) = run_cascade(fake, embeddings, points, labels, [Row(FRAME, SIZE, RING)], DEFAULT)
     expected = mask_box((logits_in_frame(second[None, None], FRAME, SIZE)[0, 0] > 0).numpy())
     np.testing.assert_array_equal(result.steps[2].boxes[0], expected)
     scaled = expected * np.array([48 / 60, 64 / 80] * 2)
@@ -78,20 +77,20 @@ def test_box_of_the_second_mask_and_logits_of_the_chosen(sam, monkeypatch):
     assert not result.box_fallback
 
 
-def test_padding_grows_the_box_within_the_frame(sam, monkeypatch):
-    _with_second_mask(monkeypatch, _blob((4, 4, 8, 10)))
+def test_padding_grows_the_box_within_the_frame(decoder):
+    fake, _ = _with_second_mask(decoder, _blob((4, 4, 8, 10)))
     embeddings, points, labels = _inputs(1)
     row = Row(FRAME, SIZE, RING)
-    (plain,) = run_cascade(sam, embeddings, points, labels, [row], DEFAULT)
-    _with_second_mask(monkeypatch, _blob((4, 4, 8, 10)))
-    (grown,) = run_cascade(sam, embeddings, points, labels, [row], replace(DEFAULT, box_padding=1.0))
+    (plain,) = run_cascade(fake, embeddings, points, labels, [row], DEFAULT)
+    fake, _ = _with_second_mask(decoder, _blob((4, 4, 8, 10)))
+    (grown,) = run_cascade(fake, embeddings, points, labels, [row], replace(DEFAULT, box_padding=1.0))
     x0, y0, x1, y1 = plain.steps[2].boxes[0]
     width, height = x1 - x0, y1 - y0
     expected = np.clip([x0 - width, y0 - height, x1 + width, y1 + height], 0, [59, 79, 59, 79])
     np.testing.assert_allclose(grown.steps[2].boxes[0], expected)
 
 
-def test_largest_part_and_one_box_for_each_part(sam, monkeypatch):
+def test_largest_part_and_one_box_for_each_part(decoder):
     second = _blob((1, 1, 4, 4), (8, 5, 14, 11))
     mask = (logits_in_frame(second[None, None], FRAME, SIZE)[0, 0] > 0).numpy()
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -99,19 +98,17 @@ def test_largest_part_and_one_box_for_each_part(sam, monkeypatch):
     embeddings, points, labels = _inputs(2)
     rows = [Row(FRAME, SIZE, RING)] * 2
 
-    _with_second_mask(monkeypatch, second)
-    largest = run_cascade(sam, embeddings, points, labels, rows, replace(DEFAULT, box="largest"))
+    fake, _ = _with_second_mask(decoder, second)
+    largest = run_cascade(fake, embeddings, points, labels, rows, replace(DEFAULT, box="largest"))
     np.testing.assert_array_equal(largest[1].steps[2].boxes, [boxes[1 if statistics[2, 4] > statistics[1, 4] else 0]])
 
-    calls = _with_second_mask(monkeypatch, second)
-    each = run_cascade(sam, embeddings, points, labels, rows, replace(DEFAULT, box="components"))
+    fake, calls = _with_second_mask(decoder, second)
+    each = run_cascade(fake, embeddings, points, labels, rows, replace(DEFAULT, box="components"))
     np.testing.assert_array_equal(each[0].steps[2].boxes, boxes)
     assert len(calls[2]["boxes"]) == 4
-    monkeypatch.undo()
     fed = second[None, None].expand(1, 1, 16, 16)
     alone = [
-        decode(
-            sam,
+        decoder(
             embeddings[:1],
             points[:1],
             labels[:1],
@@ -123,62 +120,62 @@ def test_largest_part_and_one_box_for_each_part(sam, monkeypatch):
     np.testing.assert_allclose(each[0].steps[2].logits, torch.maximum(*alone), atol=1e-4)
 
 
-def test_empty_second_mask_falls_back_on_the_first(sam, monkeypatch):
+def test_empty_second_mask_falls_back_on_the_first(decoder):
     """A13: the first mask's box and logits."""
     first = _blob((2, 3, 9, 9))
-    calls = _with_second_mask(monkeypatch, torch.full((16, 16), -1.0), first)
+    fake, calls = _with_second_mask(decoder, torch.full((16, 16), -1.0), first)
     embeddings, points, labels = _inputs(1)
-    (result,) = run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)], DEFAULT)
+    (result,) = run_cascade(fake, embeddings, points, labels, [Row(FRAME, SIZE, RING)], DEFAULT)
     assert result.box_fallback
     expected = mask_box((logits_in_frame(first[None, None], FRAME, SIZE)[0, 0] > 0).numpy())
     np.testing.assert_array_equal(result.steps[2].boxes[0], expected)
     torch.testing.assert_close(calls[2]["mask_input"][0, 0], first)
 
 
-def test_two_empty_masks_fall_back_on_the_ring(sam, monkeypatch):
+def test_two_empty_masks_fall_back_on_the_ring(decoder):
     """A13: the box of the dilated S_a, and the second logits."""
     second = torch.full((16, 16), -1.0)
-    calls = _with_second_mask(monkeypatch, second, torch.full((16, 16), -2.0))
+    fake, calls = _with_second_mask(decoder, second, torch.full((16, 16), -2.0))
     embeddings, points, labels = _inputs(1)
-    (result,) = run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)], DEFAULT)
+    (result,) = run_cascade(fake, embeddings, points, labels, [Row(FRAME, SIZE, RING)], DEFAULT)
     assert result.box_fallback
     np.testing.assert_array_equal(result.steps[2].boxes[0], RING)
     torch.testing.assert_close(calls[2]["mask_input"][0, 0], second)
 
 
-def test_skipping_keeps_the_second_step(sam, monkeypatch):
-    calls = _with_second_mask(monkeypatch, torch.full((16, 16), -1.0))
+def test_skipping_keeps_the_second_step(decoder):
+    fake, calls = _with_second_mask(decoder, torch.full((16, 16), -1.0))
     embeddings, points, labels = _inputs(1)
-    (result,) = run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)], replace(DEFAULT, empty="skip"))
+    (result,) = run_cascade(fake, embeddings, points, labels, [Row(FRAME, SIZE, RING)], replace(DEFAULT, empty="skip"))
     assert len(calls) == 2
     assert result.box_fallback
     assert result.steps[2] is result.steps[1]
 
 
-def test_multimask_setting_of_each_step(sam, monkeypatch):
-    calls = _with_second_mask(monkeypatch, None)
+def test_multimask_setting_of_each_step(decoder):
+    fake, calls = _with_second_mask(decoder, None)
     embeddings, points, labels = _inputs(1)
     options = replace(DEFAULT, multimask=(False, True, False))
-    (result,) = run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)], options)
+    (result,) = run_cascade(fake, embeddings, points, labels, [Row(FRAME, SIZE, RING)], options)
     assert [call["multimask"] for call in calls] == [False, True, False]
     assert [len(step.logits) for step in result.steps] == [1, 3, 1]
 
 
-def test_mean_feedback(sam, monkeypatch):
-    calls = _with_second_mask(monkeypatch, None)
+def test_mean_feedback(decoder):
+    fake, calls = _with_second_mask(decoder, None)
     embeddings, points, labels = _inputs(2)
     rows = [Row(FRAME, SIZE, RING)] * 2
-    result = run_cascade(sam, embeddings, points, labels, rows, replace(DEFAULT, feedback="mean"))
+    result = run_cascade(fake, embeddings, points, labels, rows, replace(DEFAULT, feedback="mean"))
     fed = calls[1]["mask_input"][:, 0].numpy()
     np.testing.assert_allclose(fed, [each.steps[0].logits.mean(axis=0) for each in result], atol=1e-6)
 
 
-def test_agreement_chooses_the_mask_that_fits_the_map(sam):
+def test_agreement_chooses_the_mask_that_fits_the_map(decoder):
     embeddings, points, labels = _inputs(3, seed=5)
-    plain = run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)] * 3, DEFAULT)
+    plain = run_cascade(decoder, embeddings, points, labels, [Row(FRAME, SIZE, RING)] * 3, DEFAULT)
     for wanted in range(3):
         rows = [Row(FRAME, SIZE, RING, (each.steps[0].logits[wanted] > 0).astype(float)) for each in plain]
-        chosen = run_cascade(sam, embeddings, points, labels, rows, replace(DEFAULT, choice="agreement"))
+        chosen = run_cascade(decoder, embeddings, points, labels, rows, replace(DEFAULT, choice="agreement"))
         for each, row in zip(chosen, rows, strict=True):
             overlaps = [
                 ((mask > 0) & (row.map > 0)).sum() / max(1, ((mask > 0) | (row.map > 0)).sum())
@@ -186,4 +183,6 @@ def test_agreement_chooses_the_mask_that_fits_the_map(sam):
             ]
             assert overlaps[each.steps[0].chosen] == max(overlaps)
     with pytest.raises(ValueError, match="needs the anomaly map"):
-        run_cascade(sam, embeddings, points, labels, [Row(FRAME, SIZE, RING)] * 3, replace(DEFAULT, choice="agreement"))
+        run_cascade(
+            decoder, embeddings, points, labels, [Row(FRAME, SIZE, RING)] * 3, replace(DEFAULT, choice="agreement")
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
@@ -19,6 +21,22 @@ class Decoded:
 
     low_res_logits: torch.Tensor
     predicted_iou: torch.Tensor
+
+
+class Decoder(Protocol):
+    """One decoder pass of one ``Sam``: ``functools.partial(decode, sam)``, or an ``absorbed.AbsorbedDecoder``."""
+
+    def __call__(
+        self,
+        embeddings: torch.Tensor,
+        points: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        boxes: torch.Tensor | None = None,
+        mask_input: torch.Tensor | None = None,
+        multimask: bool = True,
+    ) -> Decoded:
+        """See :func:`decode`."""
 
 
 @torch.inference_mode()
@@ -59,19 +77,23 @@ def decode_tokens(
     boxes: torch.Tensor | None,
     mask_input: torch.Tensor | None,
     kept: slice,
+    corner: tuple[int, int] = (0, 0),
 ) -> Decoded:
     """The pass itself, differentiable, for those of SAM's four mask tokens that ``kept`` selects; see :func:`decode`.
 
-    Token 0 is the single mask, tokens 1 to 3 are the three masks. There may be no point at all if there is a box.
+    Token 0 is the single mask, tokens 1 to 3 are the three masks. There may be no point at all if there is a box. The
+    embeddings may be those of a window of the input, whose first cell is ``corner`` (row, column); prompts stay in
+    pixels of the whole input.
     """
     sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=boxes, masks=mask_input)
     decoder = sam.mask_decoder
-    batch = embeddings.shape[0]
+    batch, _, height, width = embeddings.shape
+    window = np.s_[..., corner[0] : corner[0] + height, corner[1] : corner[1] + width]
 
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(batch, -1, -1), sparse], dim=1)
-    positions = sam.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)
-    attended, image = decoder.transformer(embeddings + dense, positions, tokens)
+    positions = sam.prompt_encoder.get_dense_pe()[window].expand(batch, -1, -1, -1)
+    attended, image = decoder.transformer(embeddings + dense[..., :height, :width], positions, tokens)
 
     image = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
     weights = torch.stack(

@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from cascade.frames import InputFrame, Size
+from cascade.sam.encoder import encode
 
 ImageMode = Literal["square", "stretched", "padded"]
 
@@ -56,8 +57,12 @@ def normalise(image: NDArray[np.uint8], sam: Sam) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def embed(sam: Sam, inputs: torch.Tensor, *, bf16: bool = False) -> torch.Tensor:
-    """Image embeddings [B, C, grid, grid] float32 of normalised inputs [B, 3, side, side]."""
+def embed(sam: Sam, inputs: torch.Tensor, *, bf16: bool = False, fused: bool = True) -> torch.Tensor:
+    """Image embeddings [B, C, grid, grid] float32 of normalised inputs [B, 3, side, side].
+
+    ``fused`` takes :func:`cascade.sam.encoder.encode` in place of the encoder's own forward pass; both agree within
+    rounding.
+    """
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-        embedding: torch.Tensor = sam.image_encoder(inputs)
+        embedding: torch.Tensor = encode(sam.image_encoder, inputs) if fused else sam.image_encoder(inputs)
     return embedding.float()

@@ -1,6 +1,7 @@
 """Our encoder path and batched decoder against stored outputs of the official predictor."""
 
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from cascade.cps import CascadeOptions, Row, run_cascade
 from cascade.frames import InputFrame, logits_in_frame, scale_box, scale_points
+from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.decoder import decode
 from cascade.sam.image import embed, input_frame, normalise, to_input
 from tests.parity.rules import formula_embedding, golden_files, golden_sam, sam_image
@@ -18,6 +20,11 @@ FILES = golden_files("sam")
 @pytest.fixture(scope="module")
 def sam():
     return golden_sam()
+
+
+@pytest.fixture(scope="module", params=["plain", "absorbed"])
+def decoder(sam, request):
+    return AbsorbedDecoder(sam) if request.param == "absorbed" else partial(decode, sam)
 
 
 def _embedding(sam, case):
@@ -43,7 +50,7 @@ def test_weight_rule(sam):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_three_steps_equal_the_official_predictor(sam, path):
+def test_three_steps_equal_the_official_predictor(sam, decoder, path):
     case = np.load(path)
     size = tuple(case["original_size"].tolist())
     frame = input_frame(size, "padded", 1024)
@@ -54,7 +61,7 @@ def test_three_steps_equal_the_official_predictor(sam, path):
     options = CascadeOptions(tuple(case["multimask"].tolist()), "iou", "chosen", "mask", 0.0, "previous")
     full = np.array([0, 0, size[1] - 1, size[0] - 1], dtype=np.float64)
 
-    result = run_cascade(sam, embedding, points, labels, [Row(frame, size, full)], options)[0]
+    result = run_cascade(decoder, embedding, points, labels, [Row(frame, size, full)], options)[0]
 
     empty = "s3nobox_best" in case
     assert result.box_fallback == empty
@@ -66,7 +73,7 @@ def test_three_steps_equal_the_official_predictor(sam, path):
     fed = torch.from_numpy(result.steps[1].logits[result.steps[1].chosen])[None, None]
     box = torch.from_numpy(scale_box(full, size, frame.size)).float()[None]
     for prefix, boxes in (("s3nobox_", None), ("s3fullbox_", box)):
-        third = decode(sam, embedding, points, labels, boxes=boxes, mask_input=fed, multimask=options.multimask[2])
+        third = decoder(embedding, points, labels, boxes=boxes, mask_input=fed, multimask=options.multimask[2])
         iou = third.predicted_iou[0].numpy()
         _compare(case, prefix, third.low_res_logits[0].numpy(), iou, int(iou.argmax()), frame, size)
 

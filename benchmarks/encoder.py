@@ -1,0 +1,64 @@
+"""SAM's image encoder against the official forward pass: the same random weights, the same inputs.
+
+python -m benchmarks.encoder [--backbone vit_b] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import torch
+
+from benchmarks.paired import compare, report, show
+from cascade.sam.build import SAM_MODELS, build_sam, input_side
+from cascade.sam.image import embed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", choices=SAM_MODELS, default="vit_b")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sam = build_sam(arguments.backbone).to(device)
+    with torch.no_grad():
+        for name, value in sam.image_encoder.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                value.normal_(std=0.3)
+    side = input_side(arguments.backbone)
+    inputs = torch.randn(arguments.batch, 3, side, side, device=device)
+
+    def official() -> torch.Tensor:
+        with torch.inference_mode():
+            return sam.image_encoder(inputs)
+
+    truth = official()
+    comparisons, parity = [], {}
+    for name, bf16 in (("fused, fp32", False), ("fused, bf16", True)):
+
+        def ours(bf16: bool = bf16) -> torch.Tensor:
+            return embed(sam, inputs, bf16=bf16)
+
+        error = (ours() - truth).abs().max()
+        parity[name] = {"largest_difference": float(error), "standard_deviation": float(truth.std())}
+        comparisons.append(
+            compare(name, "ImageEncoderViT, fp32", "image", ours, official, arguments.batch, arguments.rounds)
+        )
+    if arguments.json:
+        facts = {"backbone": arguments.backbone, "batch": arguments.batch, "rounds": arguments.rounds}
+        print(json.dumps(report(comparisons, facts | {"parity": parity}), indent=2))
+    else:
+        show(comparisons)
+        for name, own in parity.items():
+            print(f"{name}: {own}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Timing of two ways to do the same work, in alternation, so that whatever else the machine does meets both."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import torch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Medians in milliseconds per unit of work, and how many times faster ours is.
+
+    ``ratio`` is the median of the rounds' own ratios, ``low`` and ``high`` the smallest and largest of them.
+    """
+
+    name: str
+    peer: str
+    unit: str
+    ours_ms: float
+    peer_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def compare(
+    name: str, peer_name: str, unit: str, ours: Callable[[], None], peer: Callable[[], None], count: int, rounds: int
+) -> Comparison:
+    """Runs both once to warm up, then ``rounds`` times in turn; each call does ``count`` units of work."""
+    ours()
+    peer()
+    pairs = [(_seconds(ours), _seconds(peer)) for _ in range(rounds)]
+    ratios = [theirs / own for own, theirs in pairs]
+    own_ms, peer_ms = (1000 * statistics.median(column) / count for column in zip(*pairs, strict=True))
+    return Comparison(name, peer_name, unit, own_ms, peer_ms, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def report(comparisons: list[Comparison], facts: dict[str, object]) -> dict[str, object]:
+    """Everything a reader of the numbers has to know, for ``--json``."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "segment-anything", "numpy")},
+        "results": [asdict(each) for each in comparisons],
+    } | facts
+
+
+def show(comparisons: list[Comparison]) -> None:
+    """One line each."""
+    for each in comparisons:
+        print(
+            f"{each.name}: {each.ours_ms:.1f} ms per {each.unit} against {each.peer_ms:.1f} ms ({each.peer}): "
+            f"{each.ratio:.2f} times faster ({each.low:.2f} to {each.high:.2f})"
+        )
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

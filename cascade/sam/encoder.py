@@ -1,0 +1,61 @@
+"""SAM's image encoder with fused attention: the same weights and sums, without a softmax matrix of its own.
+
+The published ``Attention`` makes the matrix of all pairs three times over: scores, scores with relative positions, and
+their softmax. Here the relative positions are the bias of one fused call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import get_rel_pos, window_partition, window_unpartition
+from torch import Tensor
+from torch.nn import functional
+
+
+def encode(encoder: ImageEncoderViT, inputs: Tensor) -> Tensor:
+    """What ``encoder(inputs)`` returns, within rounding: [B, C, grid, grid] of [B, 3, side, side]."""
+    tokens = encoder.patch_embed(inputs)
+    if encoder.pos_embed is not None:
+        tokens = tokens + encoder.pos_embed
+    for block in encoder.blocks:
+        tokens = _block(block, tokens)
+    encoded: Tensor = encoder.neck(tokens.permute(0, 3, 1, 2))
+    return encoded
+
+
+def _block(block: Any, tokens: Tensor) -> Tensor:
+    """One transformer block on [B, H, W, C], in windows if it has a window size."""
+    size, side = tokens.shape[1:3], block.window_size
+    normed = block.norm1(tokens)
+    if side == 0:
+        attended = _attend(block.attn, normed)
+    else:
+        windows, padded = window_partition(normed, side)
+        attended = window_unpartition(_attend(block.attn, windows), side, padded, size)
+    tokens = tokens + attended
+    added: Tensor = tokens + block.mlp(block.norm2(tokens))
+    return added
+
+
+def _attend(attention: Any, tokens: Tensor) -> Tensor:
+    """Self attention of [B, H, W, C] with decomposed relative positions, if the layer has them."""
+    batch, height, width, channels = tokens.shape
+    joint = attention.qkv(tokens).reshape(batch, height * width, 3, attention.num_heads, -1)
+    query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = _relative_positions(attention, query, (height, width)) if attention.use_rel_pos else None
+    heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    projected: Tensor = attention.proj(heads.transpose(1, 2).reshape(batch, height, width, channels))
+    return projected
+
+
+def _relative_positions(attention: Any, query: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, heads, H·W, H·W]: the query times a vector for each row distance, and the same for columns."""
+    height, width = size
+    placed = query.unflatten(2, size)  # type: ignore[no-untyped-call]
+    by_row = torch.einsum("bnhwc,hkc->bnhwk", placed, get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype))
+    by_column = torch.einsum("bnhwc,wkc->bnhwk", placed, get_rel_pos(width, width, attention.rel_pos_w).to(query.dtype))
+    bias = by_row[..., :, None] + by_column[..., None, :]
+    return bias.flatten(4).flatten(2, 3)
