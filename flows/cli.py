@@ -199,7 +199,9 @@ def train_mini_clip(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-clip"),
     minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and augmentation.")] = 0,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
+    ] = "auto",
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
     from tasks.pretraining.mini_clip import pretrain_clip
@@ -212,7 +214,9 @@ def train_mini_sam(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
     minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.")] = 0,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
+    ] = "auto",
 ) -> None:
     """Train the small SAM on generated photographs; the same command resumes after a stop."""
     from tasks.pretraining.mini_sam import pretrain_sam

@@ -295,7 +295,7 @@ def test_the_table_shows_sizes_and_places(folder: Path, registry: dict[str, Weig
     tiny, unsized, shipped = weights_table(folder, registry=registry)
     assert (tiny.size, unsized.size) == (len(CONTENT), None)
     assert tiny.path == folder / "tiny.pth"
-    assert shipped.path.parent == SHIPPED_FOLDER
+    assert SHIPPED_FOLDER in shipped.path.parents
     put(folder, CONTENT[:7])
     assert weights_table(folder, registry=registry)[0].size == 7
 
@@ -317,7 +317,15 @@ def test_the_origin_of_clip_is_that_of_open_clip() -> None:
 
 def test_every_shipped_checkpoint_is_there_and_pinned(folder: Path) -> None:
     digests = json.loads((SHIPPED_FOLDER / "digests.json").read_text())
-    assert {path.name for path in SHIPPED_FOLDER.glob("*.safetensors")} == set(digests)
+    assert {path.relative_to(SHIPPED_FOLDER).as_posix() for path in SHIPPED_FOLDER.rglob("*.safetensors")} == set(
+        digests
+    )
     for filename, sha256 in digests.items():
         located = locate(Path(filename).stem, folder=folder)
         assert (located.path, located.sha256, located.source) == (SHIPPED_FOLDER / filename, sha256, "shipped")
+
+
+def test_shipped_checkpoints_are_small_and_have_a_card() -> None:
+    files = list(SHIPPED_FOLDER.rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in files) <= 24e6
+    assert all((path.parent / "MODEL_CARD.md").is_file() for path in files)

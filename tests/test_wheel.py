@@ -29,7 +29,7 @@ def test_packages_and_nothing_else(names):
 
 
 def test_presets_prompts_models_and_weights_are_inside(names):
-    data = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("configs/**/*.json"), *ROOT.glob("storage/pretrained/*")]
+    data = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("configs/**/*.json"), *ROOT.glob("storage/pretrained/**/*")]
     assert len(data) > 5
     assert {path.relative_to(ROOT).as_posix() for path in data if path.is_file()} <= set(names)
 

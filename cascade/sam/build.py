@@ -8,6 +8,8 @@ from functools import partial
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
 
+from cascade.sam.stem import ConvPatchEmbed
+
 
 @dataclass(frozen=True)
 class _Dimensions:
@@ -22,6 +24,8 @@ class _Dimensions:
     decoder_heads: int = 8
     decoder_mlp: int = 2048
     iou_hidden: int = 256
+    relative_positions: bool = True
+    convolutional_stem: bool = False
 
 
 _TABLE = {
@@ -40,6 +44,10 @@ _TABLE = {
         decoder_heads=4,
         decoder_mlp=256,
         iou_hidden=128,
+        # A small network learns edges from few images when convolutions look for them, and where it is from its
+        # absolute positions alone.
+        relative_positions=False,
+        convolutional_stem=True,
     ),
 }
 
@@ -72,7 +80,7 @@ def build_sam(name: str) -> Sam:
 
     ``vit_b``, ``vit_l`` and ``vit_h`` have the dimensions, and so the state-dict names and shapes, of the
     published checkpoints. ``mini`` takes 512 px squares, embeds them as ``[128, 32, 32]`` and returns low-res
-    masks of 128 px.
+    masks of 128 px; its patch embedding is a :class:`ConvPatchEmbed`.
 
     Raises:
         ValueError: ``name`` is not one of ``SAM_MODELS``.
@@ -90,7 +98,7 @@ def build_sam(name: str) -> Sam:
             out_chans=dims.embed_dim,
             qkv_bias=True,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
+            use_rel_pos=dims.relative_positions,
             window_size=dims.window,
             global_attn_indexes=dims.global_blocks,
         ),
@@ -115,6 +123,8 @@ def build_sam(name: str) -> Sam:
         pixel_mean=list(PIXEL_MEAN),
         pixel_std=list(PIXEL_STD),
     )
+    if dims.convolutional_stem:
+        sam.image_encoder.patch_embed = ConvPatchEmbed(dims.width)
     return sam.eval()
 
 

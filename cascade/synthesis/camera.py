@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.synthesis.fields import Image, Rng, chance, frame, log_uniform, noise, uniform
+from cascade.synthesis.fields import Image, Rng, chance, frame, log_uniform, noise, streaks, uniform
 
 
 def photograph(rng: Rng, picture: Image, grey: bool) -> NDArray[np.uint8]:
@@ -19,6 +19,10 @@ def photograph(rng: Rng, picture: Image, grey: bool) -> NDArray[np.uint8]:
     if chance(rng, 0.3):
         x, y = frame(size, 0.0)
         light = light * (1 - uniform(rng, 0.1, 0.6) * (x**2 + y**2) / size**2)
+    if chance(rng, 0.2):
+        light = light * (
+            1 + uniform(rng, 0.02, 0.1) * streaks(rng, size, size * 2.0, size / 8, uniform(rng, 0, math.pi))
+        )
     cast = 1 + rng.normal(0, 0.05, 3).astype(np.float32)
     exposed = picture * light[..., None].astype(np.float32) * cast * np.float32(log_uniform(rng, 0.65, 1.35))
     exposed = np.clip(exposed, 0, 1) ** np.float32(log_uniform(rng, 0.75, 1.35))

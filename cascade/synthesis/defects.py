@@ -28,7 +28,7 @@ from cascade.synthesis.fields import (
 )
 from cascade.synthesis.layout import Layout
 
-VISIBLE = 0.05
+VISIBLE = 0.04
 """Mean brightness change (0..1) inside a mask below which a defect is strengthened."""
 
 Painter = Callable[[Rng, Layout, float], tuple[Image, Field]]
@@ -210,7 +210,14 @@ def _discoloration(rng: Rng, layout: Layout, area: float) -> tuple[Image, Field]
 def _corrosion(rng: Rng, layout: Layout, area: float) -> tuple[Image, Field]:
     size = layout.image.shape[0]
     where = _spot(rng, layout.region)
-    other: tuple[surfaces.Surface, ...] = (surfaces.granular, surfaces.marbled, surfaces.carpet, surfaces.wood)
+    other: tuple[surfaces.Surface, ...] = (
+        surfaces.granular,
+        surfaces.marbled,
+        surfaces.carpet,
+        surfaces.wood,
+        surfaces.photographed,
+        surfaces.photographed,
+    )
     worn = other[int(rng.integers(len(other)))](rng, size)
     if chance(rng, 0.5):
         rust = surfaces.colour(rng, "earth")
@@ -225,6 +232,31 @@ def _corrosion(rng: Rng, layout: Layout, area: float) -> tuple[Image, Field]:
     return worn, _opacity(np.asarray(field, np.float32), uniform(rng, 0.05, 0.4)) * np.float32(uniform(rng, 0.6, 1))
 
 
+def _misplacement(rng: Rng, layout: Layout, area: float) -> tuple[Image, Field]:
+    """The picture's own content where it does not belong: shifted, mirrored or turned."""
+    size = layout.image.shape[0]
+    where = _spot(rng, layout.region)
+    field = blob(rng, size, where, area, uniform(rng, 0, 0.5), uniform(rng, 1, 3))
+    turn = cv2.getRotationMatrix2D(where, uniform(rng, 0, 360) if chance(rng, 0.5) else 0.0, 1.0)
+    turn[:, 2] += rng.uniform(-0.3, 0.3, 2) * size
+    painted = cv2.warpAffine(layout.image, turn, (size, size), borderMode=cv2.BORDER_REFLECT)
+    painted = np.asarray(painted * np.float32(1 + rng.normal(0, 0.06)), np.float32)
+    changed = blurred(np.abs(painted - layout.image).max(axis=2), 3) > 0.03
+    return painted, np.asarray(_opacity(field, uniform(rng, 0.05, 0.4)) * changed, np.float32)
+
+
+def _smear(rng: Rng, layout: Layout, area: float) -> tuple[Image, Field]:
+    """A texture rubbed away or covered by a film: glue, wear, fraying."""
+    size = layout.image.shape[0]
+    where = _spot(rng, layout.region)
+    field = blob(rng, size, where, area, uniform(rng, 0.1, 0.8), uniform(rng, 1, 4))
+    sigma = log_uniform(rng, 2, 10) * size / 512
+    soft = cv2.GaussianBlur(layout.image, (0, 0), sigma, sigmaY=sigma * uniform(rng, 0.2, 1))
+    gain = 1 + (1 if chance(rng, 0.5) else -1) * uniform(rng, 0.05, 0.25)
+    film = uniform(rng, 0, 0.06) * noise(rng, size, log_uniform(rng, 4, 40) * size / 512)
+    return np.asarray(soft * gain + film[..., None], np.float32), _opacity(field, uniform(rng, 0.1, 0.7))
+
+
 PAINTERS: dict[str, Painter] = {
     "scratch": _scratch,
     "crack": _crack,
@@ -237,6 +269,8 @@ PAINTERS: dict[str, Painter] = {
     "deformation": _deformation,
     "discoloration": _discoloration,
     "corrosion": _corrosion,
+    "misplacement": _misplacement,
+    "smear": _smear,
 }
 """Painter of each kind of defect."""
 

@@ -55,6 +55,7 @@ def material(rng: Rng, size: int) -> Image:
         surfaces.marbled,
         surfaces.wood,
         surfaces.leather,
+        surfaces.photographed,
     )
     return paint[int(rng.integers(len(paint)))](rng, size)
 

@@ -48,6 +48,7 @@ _BUILDERS: dict[str, Builder] = {
     "candle": assemblies.several_parts,
     "circuit board": assemblies.board,
     "keypad": assemblies.board,
+    "stone": objects.sheet(surfaces.photographed),
 }
 
 CATEGORIES: tuple[str, ...] = tuple(_BUILDERS)

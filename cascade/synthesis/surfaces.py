@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -218,6 +219,36 @@ def ribbed(rng: Rng, size: int) -> Image:
     return np.asarray(image * (1 + 0.04 * noise(rng, size, 2)[..., None]), np.float32)
 
 
+PHOTOGRAPHS = ("brick", "grass", "gravel", "moon", "coffee", "camera", "chelsea", "rocket")
+"""Pictures that scikit-image ships, in the public domain or dedicated to it (CC0); see its gallery for the origins."""
+
+
+@lru_cache(maxsize=len(PHOTOGRAPHS))
+def _photograph(name: str) -> Image:
+    """One of ``PHOTOGRAPHS`` as an RGB picture; only read, never changed."""
+    from skimage import data
+
+    pixels = np.asarray(getattr(data, name)(), np.float32) / np.float32(255)
+    picture = np.ascontiguousarray(np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., :3])
+    picture.setflags(write=False)
+    return picture
+
+
+def photographed(rng: Rng, size: int) -> Image:
+    """A square cut from a real photograph, turned and often coloured anew: nature's own irregularity."""
+    picture = _photograph(PHOTOGRAPHS[int(rng.integers(len(PHOTOGRAPHS)))])
+    height, width = picture.shape[:2]
+    side = int(min(height, width) * log_uniform(rng, 0.15, 1.0))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    cut = np.rot90(picture[top : top + side, left : left + side], int(rng.integers(4)))
+    image = cv2.resize(np.ascontiguousarray(cut), (size, size), interpolation=cv2.INTER_CUBIC)
+    if chance(rng, 0.6):
+        tone = image.mean(axis=2)
+        shade = (tone - tone.mean()) / max(0.02, float(tone.std()))
+        return tinted(colour(rng, "grey" if chance(rng, 0.4) else "any"), shade * np.float32(uniform(rng, 0.05, 0.3)))
+    return np.asarray(image * np.float32(uniform(rng, 0.6, 1.2)), np.float32)
+
+
 def backdrop(rng: Rng, size: int) -> Image:
     """What lies behind an object: mostly plain, sometimes a texture kept soft."""
     pick = rng.random()
@@ -225,7 +256,7 @@ def backdrop(rng: Rng, size: int) -> Image:
         return plain(rng, size, str(rng.choice(["any", "grey", "pale", "vivid"])))
     if pick < 0.7:
         return np.asarray(plain(rng, size, "grey") * np.float32(uniform(rng, 0.02, 0.25)), np.float32)
-    texture = (granular, marbled, brushed, carpet, fabric)[int(rng.integers(5))](rng, size)
+    texture = (granular, marbled, brushed, carpet, fabric, photographed)[int(rng.integers(6))](rng, size)
     soft = cv2.GaussianBlur(texture, (0, 0), uniform(rng, 0.8, 3))
     calm = uniform(rng, 0.2, 0.8)
     return np.asarray(soft * (1 - calm) + soft.mean(axis=(0, 1)) * calm, np.float32)

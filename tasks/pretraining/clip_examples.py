@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cascade.synthesis.scene import CATEGORIES, generate_scene
+from tasks.pretraining.resizing import resized
 
 _OTHER_NOUNS = ("object", "object", "object", "product", "item", "surface", "part", "material", "thing")
 
@@ -30,17 +30,17 @@ def make_example(seed: int, size: int) -> Example:
 
 
 def augment(
-    rng: np.random.Generator, example: Example, size: int, zoom: float = 1.0
+    rng: np.random.Generator, example: Example, size: int, least: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A random crop (50..100 % per side, times ``zoom``), mirrored, turned and re-coloured, ``size`` wide."""
+    """A random crop (a share ``least``..1 of each side), mirrored, turned and re-coloured, ``size`` wide."""
     side = example.image.shape[0]
-    height, width = (int(side * zoom * rng.uniform(0.5, 1.0)) for _ in range(2))
+    height, width = (int(side * rng.uniform(least, 1.0)) for _ in range(2))
     if rng.random() < 0.5:
         height = width = max(height, width)
     top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
     window = np.s_[top : top + height, left : left + width]
-    image = cv2.resize(example.image[window], (size, size), interpolation=cv2.INTER_LINEAR)
-    mask = cv2.resize(example.mask[window], (size, size), interpolation=cv2.INTER_LINEAR)
+    image = resized(example.image[window], size)
+    mask = resized(example.mask[window], size)
     turns = int(rng.integers(4))
     image, mask = np.rot90(image, turns), np.rot90(mask, turns)
     if rng.random() < 0.5:

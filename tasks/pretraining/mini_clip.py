@@ -6,7 +6,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -39,6 +39,8 @@ from tasks.pretraining.session import (
     load_checkpoint,
     optimiser,
     save_checkpoint,
+    scene_workers,
+    training_device,
 )
 
 CONFIG = MODELS / "mini_clip.json"
@@ -46,10 +48,9 @@ CONFIG = MODELS / "mini_clip.json"
 
 PATCH = 16
 WINDOWED = 0.65
-"""Share of the time spent on windows of two thirds of the side, where a step costs less than half."""
+"""Share of the time spent on windows of half the side, of which more than four cost as much as one whole input."""
 
 PEAK_RATE = 1e-3
-SCENE_SIZE = 384
 NOUN_GROUPS = 4
 SENTENCES = 8
 COLUMNS = (
@@ -153,7 +154,7 @@ def pretrain_clip(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
-    device: str = "cpu",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     batch: int = 20,
     max_steps: int | None = None,
     config: dict[str, Any] | None = None,
@@ -170,7 +171,7 @@ def pretrain_clip(
         seed: of weights, scenes and augmentation.
         threads: torch threads; as found when None.
         progress: called after every logged step.
-        device: ``cpu`` or ``cuda``; bfloat16 autocast on both.
+        device: the GPU if there is one, or a choice; bfloat16 autocast on both.
         batch: images per step.
         max_steps: stop this session after so many steps even if time is left.
         config: open_clip configuration; ``configs/models/mini_clip.json`` when None.
@@ -180,8 +181,9 @@ def pretrain_clip(
         The facts written beside the weights: data, seeds, steps, minutes, metrics.
 
     Raises:
-        ConfigError: the folder holds a run with another seed.
+        ConfigError: the folder holds a run with another seed, or there is no such device.
     """
+    place = training_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -189,28 +191,27 @@ def pretrain_clip(
     size = int(config["vision_cfg"]["image_size"])
     grid = size // PATCH
     torch.manual_seed(seed)
-    network = DenseClip(config).to(device).train()
+    network = DenseClip(config).to(place).train()
     optimizer = optimiser(network, PEAK_RATE)
     run = load_checkpoint(out / "checkpoint.pt", network, optimizer, seed) or Run(next_seed=training_seed(seed))
     log = Log(out / "log.csv", COLUMNS, progress)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     vocabulary = _vocabulary(tokenizer)
     rng = np.random.default_rng([seed, run.step])
-    make = partial(make_example, size=max(64, size * SCENE_SIZE // 336))
-    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 150
-    pool = ScenePool(make, run.next_seed, reuse=4, capacity=3000, warm=4 * batch)
+    make = partial(make_example, size=max(64, size * 8 // 7))
+    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 500
+    pool = ScenePool(make, run.next_seed, reuse=8, capacity=3000, warm=4 * batch, workers=scene_workers(place))
     with pool:
         started, before = time.monotonic(), run.seconds
         while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
-            examples = pool.draw(rng, batch)
             windowed = run.seconds < WINDOWED * minutes * 60
-            cells = grid * 2 // 3 if windowed else grid
+            cells = grid // 2 if windowed else grid
+            examples = pool.draw(rng, batch if windowed else batch // 2)
             corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
-            zoom = cells / grid
-            pairs = [augment(rng, example, cells * PATCH, zoom) for example in examples]
-            images = to_input(np.stack([image for image, _ in pairs]), device)
+            pairs = [augment(rng, example, cells * PATCH, 0.4 if windowed else 0.6) for example in examples]
+            images = to_input(np.stack([image for image, _ in pairs]), place)
             small = [cv2.resize(mask, (cells * 4, cells * 4), interpolation=cv2.INTER_AREA) for _, mask in pairs]
-            masks = torch.from_numpy(np.stack(small) > 100).float().to(device)
+            masks = torch.from_numpy(np.stack(small) > 100).float().to(place)
             captions = tokenizer(
                 [
                     abnormal_sentence(rng, example.category, example.defect)
@@ -218,24 +219,24 @@ def pretrain_clip(
                     else normal_sentence(rng, example.category)
                     for example, mask in zip(examples, small, strict=True)
                 ]
-            ).to(device)
+            ).to(place)
             nouns = [class_word(rng, vocabulary) for _ in range(NOUN_GROUPS)]
-            states = _state_tokens(tokenizer, rng, nouns, SENTENCES).to(device)
+            states = _state_tokens(tokenizer, rng, nouns, SENTENCES).to(place)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
-            losses = _losses(network, images, corner, masks, captions, states, device)
+            losses = _losses(network, images, corner, masks, captions, states, place)
             loss = losses["dense"] + 0.3 * (losses["contrast"] + losses["whole"]) + losses["gap"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            steps, run.step, run.images = steps + 1, run.step + 1, run.images + batch
+            steps, run.step, run.images = steps + 1, run.step + 1, run.images + len(examples)
             run.seconds, run.next_seed = before + time.monotonic() - started, pool.next_seed
             row = {"step": run.step, "minutes": run.seconds / 60, "images": run.images, "loss": loss.item()}
             if run.step % 10 == 0:
                 row |= {name: value.item() for name, value in losses.items()}
-                if time.monotonic() - last_check > 240:
-                    metrics = validate(network, tokenizer, size, validation_scenes, device)
+                if time.monotonic() - last_check > 600:
+                    metrics = validate(network, tokenizer, size, validation_scenes, place)
                     row |= metrics
                     last_check = time.monotonic()
                 log.row(row)
@@ -245,7 +246,7 @@ def pretrain_clip(
                 last_save = time.monotonic()
         waited = pool.waited
     save_checkpoint(out / "checkpoint.pt", network, optimizer, run, seed)
-    metrics = validate(network, tokenizer, size, validation_scenes, device)
+    metrics = validate(network, tokenizer, size, validation_scenes, place)
     log.row({"step": run.step, "minutes": run.seconds / 60, "images": run.images, **metrics})
     return _export(out, network, run, seed, metrics | {"seconds_waited_for_scenes": waited})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from cascade.sam.build import build_sam
+from cascade.sam.build import PATCH, build_sam
 from tasks.pretraining.sam_examples import augment, make_example
-from tasks.pretraining.sam_objective import Trainee, best_mask, coarse_target, decode, total_loss
+from tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss
 from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
 from tasks.pretraining.session import (
     Log,
@@ -27,12 +27,26 @@ from tasks.pretraining.session import (
     load_checkpoint,
     optimiser,
     save_checkpoint,
+    scene_workers,
+    training_device,
 )
 from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points, jittered
 
 PEAK_RATE = 8e-4
 TARGETS = 4
 """Masks asked for per image."""
+
+WINDOWED = 0.6
+"""Share of the time spent on windows of half the side, of which four cost as much as one whole input."""
+
+PASS_WEIGHTS = (0.8, 1.0, 1.2)
+"""Weights of the three passes' losses: the last mask is the one that counts."""
+
+CLICKS = 0.2
+"""Share of the steps in which a pass after the first gets a click on an error; the cascade gives none."""
+
+OWN_BOX = 0.9
+"""Share of the boxes that are drawn around the pass before, as the cascade's are, and not around the target."""
 
 COLUMNS = ("step", "minutes", "images", "loss", "iou_1", "iou_2", "iou_3", "val_iou_1", "val_iou_2", "val_iou_3")
 
@@ -45,11 +59,16 @@ def to_input(sam: Sam, images: NDArray[np.uint8], device: str) -> Tensor:
 
 
 def _three_passes(
-    rng: np.random.Generator, trainee: Trainee, images: Tensor, masks: NDArray[np.bool_], device: str
+    rng: np.random.Generator,
+    trainee: Trainee,
+    images: Tensor,
+    masks: NDArray[np.bool_],
+    corner: tuple[int, int],
+    device: str,
 ) -> tuple[Tensor, list[float]]:
     """Loss over three decoder passes and the mean IoU of each; prompt kinds are drawn per batch."""
     sam, side = trainee.sam, masks.shape[1]
-    embeddings = sam.image_encoder(images)
+    embeddings = trainee.embed(images, corner)
     low = 4 * embeddings.shape[-1]
     target = coarse_target(torch.from_numpy(masks).to(device), low)
     rows = embeddings.repeat_interleave(len(masks) // len(embeddings), dim=0)
@@ -64,22 +83,24 @@ def _three_passes(
         points, labels = first_points(rng, masks, int(rng.integers(1, 6)), negatives)
     losses, ious = [], []
     fed: Tensor | None = None
-    clicks = rng.random() < 0.5
+    clicks = rng.random() < CLICKS
     for level in range(3):
         if level and clicks and fed is not None:
             more, kind = correction(rng, fed, target, side)
             points, labels = torch.cat([points, more], dim=1), torch.cat([labels, kind], dim=1)
         if level == 2 and fed is not None and box is None and rng.random() < 0.75:
             seen = (fed[:, 0] > 0).cpu().numpy()
-            box = boxes_of(seen if rng.random() < 0.6 else target.cpu().numpy() > 0, side)
+            box = boxes_of(seen if rng.random() < OWN_BOX else target.cpu().numpy() > 0, side)
             box = jittered(rng, box, side).to(device) if rng.random() < 0.5 else box.to(device)
-        logits, predicted = decode(sam, rows, (points.to(device), labels.to(device)), box, fed)
+        logits, predicted = decode(sam, rows, (points.to(device), labels.to(device)), box, fed, corner)
         loss, iou = total_loss(logits, predicted, target)
-        losses.append(loss)
+        losses.append(PASS_WEIGHTS[level] * loss)
         ious.append(float(iou.mean()))
         fed = best_mask(logits, predicted)
-    drawn = trainee.outline_loss(embeddings, target.reshape(len(images), -1, low, low))
-    return torch.stack(losses).sum() + drawn, ious
+    grouped = target.reshape(len(images), -1, low, low)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    dense = trainee.outline_loss(embeddings, grouped) + affinity_loss(embeddings, grouped, generator)
+    return torch.stack(losses).sum() + dense, ious
 
 
 @torch.no_grad()
@@ -121,7 +142,7 @@ def pretrain_sam(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
-    device: str = "cpu",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     batch: int = 2,
     max_steps: int | None = None,
     network: Sam | None = None,
@@ -137,7 +158,7 @@ def pretrain_sam(
         seed: of weights, scenes and prompts.
         threads: torch threads; as found when None.
         progress: called after every logged step.
-        device: ``cpu`` or ``cuda``; bfloat16 autocast on both.
+        device: the GPU if there is one, or a choice; bfloat16 autocast on both.
         batch: images per step, each with ``TARGETS`` prompt sets.
         max_steps: stop this session after so many steps even if time is left.
         network: a Sam with random weights; ``build_sam("mini")`` when None.
@@ -147,45 +168,57 @@ def pretrain_sam(
         The facts written beside the weights: data, seeds, steps, minutes, metrics.
 
     Raises:
-        ConfigError: the folder holds a run with another seed.
+        ConfigError: the folder holds a run with another seed, or there is no such device.
     """
+    place = training_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     sam = build_sam("mini") if network is None else network
     side = sam.image_encoder.img_size
-    trainee = Trainee(sam).to(device).train()
+    grid = side // PATCH
+    trainee = Trainee(sam).to(place).train()
     optimizer = optimiser(trainee, PEAK_RATE)
     run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(next_seed=training_seed(seed))
     log = Log(out / "log.csv", COLUMNS, progress)
     rng = np.random.default_rng([seed, run.step])
-    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 150
+    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 500
     recent: list[list[float]] = []
-    pool = ScenePool(partial(make_example, size=side), run.next_seed, reuse=2, capacity=2000, warm=24 * batch)
+    pool = ScenePool(
+        partial(make_example, size=side),
+        run.next_seed,
+        reuse=4,
+        capacity=2000,
+        warm=24 * batch,
+        workers=scene_workers(place),
+    )
     with pool:
         started, before = time.monotonic(), run.seconds
         while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
-            pairs = [augment(rng, example, TARGETS) for example in pool.draw(rng, batch)]
+            cells = grid // 2 if run.seconds < WINDOWED * minutes * 60 else grid
+            corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
+            count = batch * (grid // cells) ** 2
+            pairs = [augment(rng, example, TARGETS, cells * PATCH) for example in pool.draw(rng, count)]
             masks = np.concatenate([target for _, target in pairs])
-            images = to_input(sam, np.stack([image for image, _ in pairs]), device)
+            images = to_input(sam, np.stack([image for image, _ in pairs]), place)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
-            with torch.autocast(device, torch.bfloat16):
-                loss, ious = _three_passes(rng, trainee, images, masks, device)
+            with torch.autocast(place, torch.bfloat16):
+                loss, ious = _three_passes(rng, trainee, images, masks, corner, place)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
             optimizer.step()
             recent.append([loss.item(), *ious])
-            steps, run.step, run.images = steps + 1, run.step + 1, run.images + batch
+            steps, run.step, run.images = steps + 1, run.step + 1, run.images + count
             run.seconds, run.next_seed = before + time.monotonic() - started, pool.next_seed
             if run.step % 40 == 0:
                 row = {"step": run.step, "minutes": run.seconds / 60, "images": run.images}
                 row |= dict(zip(("loss", "iou_1", "iou_2", "iou_3"), np.mean(recent, axis=0).tolist(), strict=True))
                 recent.clear()
-                if time.monotonic() - last_check > 240:
-                    metrics = validate(sam, validation_scenes, device)
+                if time.monotonic() - last_check > 600:
+                    metrics = validate(sam, validation_scenes, place)
                     row |= metrics
                     last_check = time.monotonic()
                 log.row(row)
@@ -195,7 +228,7 @@ def pretrain_sam(
                 last_save = time.monotonic()
         waited = pool.waited
     save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
-    metrics = validate(sam, validation_scenes, device)
+    metrics = validate(sam, validation_scenes, place)
     log.row({"step": run.step, "minutes": run.seconds / 60, "images": run.images, **metrics})
     return _export(out, sam, run, seed, metrics | {"seconds_waited_for_scenes": waited})
 

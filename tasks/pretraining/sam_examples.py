@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cascade.synthesis.scene import generate_scene
+from tasks.pretraining.resizing import resized
 
 MIN_PIXELS = 24
 """Area below which a mask is no target."""
+
+LEAST_CROP = 0.4
+"""Least side of a crop as a share of the scene's: the generator's defects are mostly small, those of users are not."""
+
+DEFECT_SHARE = 0.9
+"""Share of defects among the targets. A click on damage may mean the damage or the part below it; predicted IoU learns
+which from this share, and the cascade clicks on what CLIP holds for damage."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +58,49 @@ def make_example(seed: int, size: int) -> Example:
     raise ValueError(f"no scene with segments near seed {seed}")
 
 
-def augment(rng: np.random.Generator, example: Example, targets: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image ``[S, S, 3]`` and target masks ``[targets, S, S]``, mirrored, turned, cropped and re-coloured.
+def _crop(rng: np.random.Generator, segment: NDArray[np.bool_], least: int) -> tuple[slice, slice]:
+    """Rows and columns of a random window that holds a random pixel of the segment, ``least`` or more a side."""
+    whole = segment.shape[0]
+    where = np.flatnonzero(segment)
+    pixel = divmod(int(where[rng.integers(len(where))]), whole)
+    sides = [int(rng.integers(least, whole + 1)) for _ in range(2)]
+    if rng.random() < 0.5:
+        sides = [max(sides)] * 2
+    starts = [
+        int(rng.integers(max(0, at - extent + 1), min(at, whole - extent) + 1))
+        for at, extent in zip(pixel, sides, strict=True)
+    ]
+    return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
 
-    Targets repeat when the scene has fewer; a defect is taken with a probability of 70 % where there is one.
+
+def augment(
+    rng: np.random.Generator, example: Example, targets: int, side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Image ``[side, side, 3]`` and target masks ``[targets, side, side]``, cropped, mirrored, turned and re-coloured.
+
+    A crop is laid over one of the segments, with sides between ``LEAST_CROP`` and all of the scene's. Segments of
+    which less than a quarter is left are no targets. Targets repeat when there are fewer; a defect is taken with a
+    probability of ``DEFECT_SHARE`` where there is one.
     """
+    everything = np.stack([example.mask(index) for index in range(example.count)])
+    whole = example.image.shape[0]
+    window = _crop(rng, everything[int(rng.integers(example.count))], int(LEAST_CROP * whole))
+    left = everything[(slice(None), *window)]
+    kept = left.sum(axis=(1, 2)) * 4 >= everything.sum(axis=(1, 2))
+    image = resized(example.image[window], side)
+    damage: list[NDArray[np.bool_]] = []
+    others: list[NDArray[np.bool_]] = []
+    for index in np.flatnonzero(kept):
+        scaled = resized(left[index].astype(np.uint8) * 255, side) > 127
+        if scaled.sum() >= MIN_PIXELS:
+            (damage if index >= example.count - example.defects else others).append(scaled)
+    if not damage and not others:
+        return augment(rng, example, targets, side)
     chosen = []
     for _ in range(targets):
-        if example.defects and (rng.random() < 0.7 or example.defects == example.count):
-            chosen.append(example.count - 1 - int(rng.integers(example.defects)))
-        else:
-            chosen.append(int(rng.integers(example.count - example.defects)))
-    image = example.image
-    masks = np.stack([example.mask(index) for index in chosen])
-    side = image.shape[0]
-    if rng.random() < 0.5:
-        height, width = (int(side * rng.uniform(0.5, 1.0)) for _ in range(2))
-        for _ in range(8):
-            top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
-            window = np.s_[top : top + height, left : left + width]
-            if all(mask[window].sum() * 4 >= mask.sum() and mask[window].sum() >= MIN_PIXELS for mask in masks):
-                image = cv2.resize(image[window], (side, side), interpolation=cv2.INTER_LINEAR)
-                resized = [
-                    cv2.resize(mask[window].astype(np.uint8) * 255, (side, side), interpolation=cv2.INTER_LINEAR)
-                    for mask in masks
-                ]
-                masks = np.stack(resized) > 127
-                break
+        source = damage if damage and (rng.random() < DEFECT_SHARE or not others) else others
+        chosen.append(source[int(rng.integers(len(source)))])
+    masks = np.stack(chosen)
     turns = int(rng.integers(4))
     image, masks = np.rot90(image, turns), np.rot90(masks, turns, axes=(1, 2))
     if rng.random() < 0.5:

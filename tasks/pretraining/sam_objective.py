@@ -7,6 +7,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade.sam.build import PATCH
 from cascade.sam.decoder import decode_tokens
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 
@@ -56,6 +57,20 @@ class Trainee(nn.Module):
         for block in encoder.blocks:
             compare_with_neighbours(block.attn.qkv.weight, block.attn.proj)
 
+    def embed(self, images: Tensor, corner: tuple[int, int]) -> Tensor:
+        """Embeddings ``[B, C, g, g]`` of inputs ``[B, 3, 16 g, 16 g]``, which may be windows of whole inputs.
+
+        A window takes the positions of the cells from ``corner`` (row, column) on.
+        """
+        encoder = self.sam.image_encoder
+        tokens = encoder.patch_embed(images)
+        rows, columns = tokens.shape[1:3]
+        tokens = tokens + encoder.pos_embed[:, corner[0] : corner[0] + rows, corner[1] : corner[1] + columns]
+        for block in encoder.blocks:
+            tokens = block(tokens)
+        embedded: Tensor = encoder.neck(tokens.permute(0, 3, 1, 2))
+        return embedded
+
     def outline_loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
         """Weighted cross entropy of both maps against target masks ``[B, T, h, h]``."""
         drawn = F.pixel_shuffle(self.outline(embeddings), 4).float()
@@ -65,31 +80,69 @@ class Trainee(nn.Module):
         return F.binary_cross_entropy_with_logits(drawn, truth, pos_weight=drawn.new_tensor(3.0))
 
 
+def affinity_loss(embeddings: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    """How well the cosine to one cell of a target tells which cells belong to the target.
+
+    It asks of the embedding itself what a click asks of the decoder, and what PPG asks of SAM's features.
+
+    Args:
+        embeddings: ``[B, C, g, g]``.
+        targets: ``[B, T, 4g, 4g]`` in {0, 1}.
+        generator: draws the cells.
+    """
+    share = F.avg_pool2d(targets, 4).flatten(2)
+    picks = (share.flatten(0, 1) + 1e-6).cpu().multinomial(1, generator=generator).to(targets.device)
+    cells = F.normalize(embeddings.float().flatten(2), dim=1)
+    asked = cells.gather(2, picks.reshape(len(cells), 1, -1).expand(-1, cells.shape[1], -1))
+    logits = 12 * (torch.einsum("bct,bcn->btn", asked, cells) - 0.5)
+    count = share.sum(dim=2, keepdim=True).clamp_min(1)
+    weight = 1 + (share > 0.5) * (((share.shape[2] - count) / count).clamp(1, 30) - 1)
+    entropy = F.binary_cross_entropy_with_logits(logits, share, weight=weight, reduction="none")
+    return (entropy.sum(dim=2) / weight.sum(dim=2)).mean()
+
+
 def decode(
-    sam: Sam, embeddings: Tensor, points: tuple[Tensor, Tensor], boxes: Tensor | None, logits: Tensor | None
+    sam: Sam,
+    embeddings: Tensor,
+    points: tuple[Tensor, Tensor],
+    boxes: Tensor | None,
+    logits: Tensor | None,
+    corner: tuple[int, int] = (0, 0),
 ) -> tuple[Tensor, Tensor]:
     """All four mask tokens for one prompt set per row, by the pass that the cascade uses.
 
     Args:
         sam: the network.
-        embeddings: ``[N, C, g, g]``.
-        points: xy in input pixels ``[N, K, 2]`` and labels ``[N, K]``; K may be 0.
-        boxes: xyxy in input pixels ``[N, 4]`` or None.
-        logits: fed-back low-res logits ``[N, 1, 4g, 4g]`` or None.
+        embeddings: ``[N, C, g, g]``, of a whole input or of a window of it.
+        points: ``[N, K, 2]`` (x, y) in pixels of the window and labels ``[N, K]``; K may be 0 when boxes are given.
+        boxes: ``[N, 4]`` or None, in pixels of the window.
+        logits: ``[N, 1, 4g, 4g]`` fed back, or None.
+        corner: row and column of the window's first cell.
 
     Returns:
-        Low-res logits ``[N, 4, 4g, 4g]`` and predicted IoU ``[N, 4]``, float32; token 0 is the single-mask one.
+        Low-resolution logits ``[N, 4, 4g, 4g]`` and predicted IoU ``[N, 4]``.
     """
-    decoded = decode_tokens(sam, embeddings, *points, boxes=boxes, mask_input=logits, kept=slice(None))
+    shift = PATCH * points[0].new_tensor([corner[1], corner[0]])
+    boxes = None if boxes is None else boxes + shift.repeat(2)
+    decoded = decode_tokens(
+        sam,
+        embeddings,
+        points[0] + shift,
+        points[1],
+        boxes=boxes,
+        mask_input=logits,
+        kept=slice(None),
+        corner=corner,
+    )
     return decoded.low_res_logits, decoded.predicted_iou
 
 
 def coarse_target(masks: Tensor, side: int) -> Tensor:
-    """Binary ``[N, side, side]`` targets: a low-res cell counts when 30 % of it is covered."""
+    """Binary ``[N, side, side]`` targets: a low-res cell counts when 40 % of it is covered."""
     covered = F.adaptive_avg_pool2d(masks.float()[:, None], side)[:, 0]
     # A thread too thin for any cell keeps its best ones rather than vanish.
     best = covered.amax(dim=(1, 2), keepdim=True)
-    return (covered >= torch.minimum(best * 0.8, torch.full_like(best, 0.3))).float()
+    return (covered >= torch.minimum(best * 0.8, torch.full_like(best, 0.4))).float()
 
 
 def mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +156,7 @@ def mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     chance = logits.sigmoid()
     hit = chance * truth + (1 - chance) * (1 - truth)
     share = truth.mean(dim=(2, 3), keepdim=True).clamp(1e-4, 0.5)
-    weight = 0.5 + truth * (0.5 * ((1 - share) / share).sqrt().clamp(max=12) - 0.5)
+    weight = 0.5 + truth * (0.5 * ((1 - share) / share).sqrt().clamp(max=6) - 0.5)
     focal = (weight * (1 - hit) ** 2 * entropy).mean(dim=(2, 3))
     overlap = (chance * truth).sum(dim=(2, 3))
     dice = 1 - (2 * overlap + 1) / (chance.sum(dim=(2, 3)) + truth.sum(dim=(2, 3)) + 1)
@@ -117,11 +170,12 @@ def total_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> tuple[Tenso
     """Loss of one decoder pass and the true IoU ``[N]`` of the mask that predicted IoU selects.
 
     Of the three ambiguity masks the best one learns, the others a little so that none dies; the single-mask
-    token always learns; predicted IoU is regressed for all.
+    token always learns; predicted IoU is regressed for all, and has to put the best of the three first.
     """
     losses, iou = mask_losses(logits, target)
     loss = losses[:, 1:].amin(dim=1) + 0.1 * losses[:, 1:].mean(dim=1) + 0.4 * losses[:, 0]
-    loss = loss + F.mse_loss(predicted, iou, reduction="none").mean(dim=1) * 2
+    loss = loss + F.mse_loss(predicted, iou, reduction="none").mean(dim=1) * 5
+    loss = loss + 0.2 * F.cross_entropy(10 * predicted[:, 1:], iou[:, 1:].argmax(dim=1), reduction="none")
     chosen = predicted[:, 1:].argmax(dim=1, keepdim=True)
     return loss.mean(), iou[:, 1:].gather(1, chosen)[:, 0]
 

@@ -1,6 +1,6 @@
-"""The stream of generated scenes that feeds a training, made by a process of its own.
+"""The stream of generated scenes that feeds a training, made by processes of its own.
 
-This module and the makers of examples import no torch, so that the process starts at once.
+This module and the makers of examples import no torch, so that these processes start at once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def training_seed(seed: int) -> int:
     return 1_000_000 + seed * 100_000_000
 
 
-def _produce(make: Callable[[int], Example], first_seed: int, queue: mp.Queue[Example], parent: int) -> None:
+def _produce(
+    make: Callable[[int], Example], first_seed: int, stride: int, queue: mp.Queue[Example], parent: int
+) -> None:
     cv2.setNumThreads(1)
-    for seed in itertools.count(first_seed):
+    for seed in itertools.count(first_seed, stride):
         example = make(seed)
         while True:
             # A parent that was killed cannot stop this process; it has to notice by itself.
@@ -44,11 +46,11 @@ def _produce(make: Callable[[int], Example], first_seed: int, queue: mp.Queue[Ex
 
 
 class ScenePool(Generic[Example]):
-    """A ring of generated examples that a background process keeps renewing.
+    """A ring of generated examples that background processes keep renewing.
 
-    Drawing ``n`` examples takes ``n / reuse`` new ones from the process and then samples the ring with
+    Drawing ``n`` examples takes ``n / reuse`` new ones from the processes and then samples the ring with
     replacement, so that the generator costs a fraction of a core and training still sees a moving set. The
-    examples drawn depend on ``first_seed`` and ``rng`` only, not on timing.
+    examples drawn depend on ``first_seed`` and ``rng`` only, neither on timing nor on the number of processes.
 
     Args:
         make: a picklable function that turns a scene seed into an example.
@@ -56,14 +58,26 @@ class ScenePool(Generic[Example]):
         reuse: how often an example is drawn on average.
         capacity: examples kept; the oldest are replaced.
         warm: examples present before the first draw.
+        workers: generating processes.
     """
 
     def __init__(
-        self, make: Callable[[int], Example], first_seed: int, *, reuse: float, capacity: int, warm: int
+        self,
+        make: Callable[[int], Example],
+        first_seed: int,
+        *,
+        reuse: float,
+        capacity: int,
+        warm: int,
+        workers: int = 1,
     ) -> None:
         context = mp.get_context("spawn")
-        self._queue: mp.Queue[Example] = context.Queue(maxsize=16)
-        self._process = context.Process(target=_produce, args=(make, first_seed, self._queue, os.getpid()), daemon=True)
+        self._first_seed = first_seed
+        self._queues: list[mp.Queue[Example]] = [context.Queue(maxsize=16) for _ in range(workers)]
+        self._processes = [
+            context.Process(target=_produce, args=(make, first_seed + number, workers, queue, os.getpid()), daemon=True)
+            for number, queue in enumerate(self._queues)
+        ]
         self._ring: list[Example] = []
         self._capacity, self._reuse, self._warm = capacity, reuse, min(warm, capacity)
         self._due = 0.0
@@ -73,22 +87,26 @@ class ScenePool(Generic[Example]):
 
     def __enter__(self) -> Self:
         """Starts the generator."""
-        self._process.start()
+        for process in self._processes:
+            process.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stops the generator."""
-        self._process.terminate()
-        self._process.join()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
 
     def _next(self) -> Example:
+        turn = (self.next_seed - self._first_seed) % len(self._queues)
         while True:
             try:
-                return self._queue.get(timeout=5)
+                return self._queues[turn].get(timeout=5)
             except Empty:
-                if not self._process.is_alive():
+                if not self._processes[turn].is_alive():
                     raise RuntimeError("the scene generator died; start the training again to continue") from None
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Example]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,19 @@ from storage.errors import ConfigError
 
 Progress = Callable[[dict[str, float]], None]
 """Called after each logged step with ``step``, ``minutes``, ``loss`` and, now and then, validation metrics."""
+
+
+def training_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
+    """The GPU if there is one and it is not refused, else the CPU. Raises ``ConfigError`` if ``cuda`` is not there."""
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise ConfigError("--device cuda: torch sees no GPU; use auto or cpu")
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def scene_workers(device: str) -> int:
+    """Generating processes: one beside a training on CPU cores, all cores but one beside a GPU."""
+    return 1 if device == "cpu" else max(1, (os.cpu_count() or 2) - 1)
 
 
 def learning_rate(peak: float, done: float) -> float:

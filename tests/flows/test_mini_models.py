@@ -14,29 +14,63 @@ from tasks.tables import images_table, results_table
 from tasks.train_april_gan import adapter_training
 from tests.flows.conftest import Recorder
 
-CATEGORIES = ("bean", "carpet", "grid", "label", "metal plate", "pill", "tile", "wood")
+CATEGORIES = (
+    "bean",
+    "bottle",
+    "bracket",
+    "carpet",
+    "fabric",
+    "grid",
+    "label",
+    "leather",
+    "metal plate",
+    "pill",
+    "tile",
+    "wood",
+)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
-    generate_dataset(folder / "data", categories=CATEGORIES, good=1, defective=4, size=384, seed=7)
+    generate_dataset(folder / "data", categories=CATEGORIES, good=1, defective=5, size=448, seed=7)
     experiment = load_experiment("mini", [f"dataset.path={folder / 'data'}"])
     prepared = prepare(experiment, folder / "store", Settings())
     evaluate(prepared.run, execute_locally, Recorder())
     return prepared
 
 
-def test_the_clip_map_finds_defects(prepared):
+@pytest.fixture(scope="module")
+def means(prepared):
     results = results_table(prepared.run).set_index(["category", "step"])
-    assert results.loc[("mean", "clip"), "pixel_auroc"] > 0.75
+    return results.loc["mean"]
 
 
-def test_the_cascade_does_not_lose_what_the_map_found(prepared):
-    results = results_table(prepared.run).set_index(["category", "step"])
-    last, first = results.loc[("mean", "points+box+logits")], results.loc[("mean", "clip")]
-    assert last["pixel_auroc"] > first["pixel_auroc"] - 0.01
-    assert last["pixel_ap"] > first["pixel_ap"]
+def test_the_clip_map_finds_defects(means):
+    assert means.loc["clip", "pixel_auroc"] > 0.85
+    assert means.loc["clip", "pixel_ap"] > 0.3
+
+
+@pytest.mark.parametrize("metric", ["pixel_f1max", "pixel_ap"])
+def test_the_last_step_beats_the_map(means, metric):
+    assert means.loc["points+box+logits", metric] > means.loc["clip", metric] + 0.008
+
+
+@pytest.mark.parametrize("metric", ["pixel_f1max", "pixel_ap"])
+def test_the_last_step_keeps_what_the_first_step_won(means, metric):
+    """It ought to win more; these weights do not (MODEL_CARD.md of the mini SAM)."""
+    assert means.loc["points+box+logits", metric] > means.loc["points", metric] - 0.006
+
+
+def test_the_cascade_does_not_lose_what_the_map_found(means):
+    assert means.loc["points+box+logits", "pixel_auroc"] > means.loc["clip", "pixel_auroc"] - 0.01
+
+
+@pytest.mark.parametrize("step", ["points", "points+logits", "points+box+logits"])
+def test_predicted_iou_ranks_the_masks(prepared, step):
+    images = images_table(prepared.run)
+    drawn = images[(images["step"] == step) & (images["label"] == 1) & ~images["no_prompt"]]
+    assert drawn["predicted_iou"].corr(drawn["mask_iou"], method="spearman") > 0.3
 
 
 def test_points_land_and_masks_are_drawn(prepared):

@@ -12,16 +12,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.image_encoder import PatchEmbed
 from torch.nn import functional as F
 
 from cascade.sam.build import SAM_MODELS, build_sam
 from configs.loader import load_experiment
+from storage.errors import ConfigError
 from tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
 from tasks.pretraining.mini_sam import pretrain_sam
-from tasks.pretraining.sam_examples import augment, make_example
-from tasks.pretraining.sam_objective import attend_by_position, coarse_target, decode, mask_losses
+from tasks.pretraining.sam_examples import Example, augment
+from tasks.pretraining.sam_objective import (
+    Trainee,
+    affinity_loss,
+    attend_by_position,
+    coarse_target,
+    decode,
+    mask_losses,
+    total_loss,
+)
 from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
 from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points
 
@@ -86,6 +96,13 @@ def test_sam_training_resumes_and_exports(tmp_path: Path) -> None:
         pretrain_sam(tmp_path, max_steps=1, seed=1, network=tiny_sam(), **arguments)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        pretrain_sam(tmp_path / "out", minutes=1, device="cuda")
+    assert not (tmp_path / "out").exists()
+
+
 def test_zero_minutes_trains_nothing(tmp_path: Path) -> None:
     facts = pretrain_clip(tmp_path, minutes=0, batch=2, config=TINY_CLIP, validation_scenes=12)
     assert facts["steps"] == 0
@@ -93,6 +110,7 @@ def test_zero_minutes_trains_nothing(tmp_path: Path) -> None:
 
 def test_mini_sam_runs_at_512_and_the_registry_sizes_match() -> None:
     sam = build_sam("mini")
+    assert isinstance(sam.image_encoder.patch_embed, PatchEmbed)
     with torch.no_grad():
         embedding = sam.image_encoder(torch.zeros(1, 3, 512, 512))
         points = torch.tensor([[[100.0, 50.0]]]), torch.ones(1, 1)
@@ -153,12 +171,49 @@ def test_tokens_equal_open_clip_and_windows_take_their_own_positions() -> None:
     assert not torch.allclose(first, moved)
 
 
+def test_a_window_is_a_part_of_the_input_with_its_own_positions() -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(tiny_sam().eval())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        whole = trainee.embed(images, (0, 0))
+        torch.testing.assert_close(whole, trainee.sam.image_encoder(images))
+        points = torch.tensor([[[40.0, 24.0]]]), torch.ones(1, 1)
+        window = (points[0] - 16.0 * torch.tensor([1.0, 1.0]), points[1])
+        here, _ = decode(trainee.sam, whole, points, None, None)
+        cut = whole[..., 1:3, 1:3]
+        moved, _ = decode(trainee.sam, cut, window, None, None, (1, 1))
+        elsewhere, _ = decode(trainee.sam, cut, window, None, None, (0, 0))
+    assert here.shape[-1] == 16
+    assert moved.shape[-1] == 8
+    assert not torch.allclose(moved, elsewhere)
+
+
+def test_a_window_that_is_the_whole_input_changes_nothing() -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(tiny_sam().eval())
+    embedded = torch.randn(2, 32, 4, 4)
+    points = torch.rand(2, 3, 2) * 64, torch.ones(2, 3)
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0]] * 2)
+    with torch.no_grad():
+        masks, _ = decode(trainee.sam, embedded, points, boxes, None)
+        sparse, dense = trainee.sam.prompt_encoder(points, boxes, None)
+        for row in range(2):
+            expected, _ = trainee.sam.mask_decoder.predict_masks(
+                embedded[row : row + 1],
+                trainee.sam.prompt_encoder.get_dense_pe(),
+                sparse[row : row + 1],
+                dense[row : row + 1],
+            )
+            torch.testing.assert_close(masks[row : row + 1], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_shipped_configuration_builds_a_clip() -> None:
     import json
 
     config = json.loads(CONFIG.read_text())
     network = open_clip.CLIP(**config)
-    assert network.visual.image_size == (336, 336)
+    assert network.visual.image_size == (448, 448)
     assert network.context_length == 77
     assert network.token_embedding.num_embeddings == 49408
 
@@ -187,6 +242,31 @@ def test_mask_losses_against_a_direct_count() -> None:
     losses, iou = mask_losses(logits, target)
     assert iou[0].tolist() == [1.0, 0.5, 0.0, 0.0]
     assert losses[0, 0] < losses[0, 1] < losses[0, 2]
+
+
+def test_affinity_wants_cells_of_a_target_alike_and_others_not() -> None:
+    targets = torch.zeros(1, 1, 32, 32)
+    targets[..., 8:16, 8:16] = 1
+    apart = torch.zeros(1, 2, 8, 8)
+    apart[:, 0] = 1
+    apart[0, :, 2:4, 2:4] = torch.tensor([0.0, 1.0])[:, None, None]
+    generator = torch.Generator().manual_seed(0)
+    right, alike = (affinity_loss(maps, targets, generator).item() for maps in (apart, torch.ones(1, 2, 8, 8)))
+    assert right < 0.01
+    # One half of the weight is on the 60 cells outside, which are as alike as can be: log(1 + e^6) each.
+    assert alike == pytest.approx(0.5 * np.log1p(np.exp(6)) + 0.5 * np.log1p(np.exp(-6)), rel=1e-4)
+
+
+def test_the_best_mask_has_to_have_the_highest_predicted_iou() -> None:
+    target = torch.zeros(1, 8, 8)
+    target[0, :4] = 1
+    logits = torch.full((1, 4, 8, 8), -9.0)
+    logits[0, 1, :2] = 9
+    logits[0, 2, :4] = 9
+    rising, falling = torch.tensor([[0.5, 0.4, 0.9, 0.1]]), torch.tensor([[0.5, 0.9, 0.4, 0.1]])
+    (good, chosen), (bad, other) = (total_loss(logits, predicted, target) for predicted in (rising, falling))
+    assert good < bad
+    assert (chosen.item(), other.item()) == (1.0, 0.5)
 
 
 def test_thin_threads_survive_the_coarse_grid() -> None:
@@ -218,27 +298,31 @@ def test_prompts_lie_where_they_claim() -> None:
     assert all(masks[0, int(y), int(x)] for x, y in missed[:, 0].tolist())
 
 
-def test_sam_targets_stay_aligned_with_the_image() -> None:
+@pytest.mark.parametrize("side", [48, 96])
+def test_sam_targets_stay_aligned_with_the_image(side: int) -> None:
     rng = np.random.default_rng(0)
-    example = make_example(3, 96)
-    assert example.count == len(example.packed) >= 1
-    for _ in range(5):
-        image, masks = augment(rng, example, 3)
-        assert image.shape == (96, 96, 3)
-        assert masks.shape == (3, 96, 96)
-        assert masks.any(axis=(1, 2)).all()
+    disc = np.hypot(*np.mgrid[-30:66, -50:46]) < 20
+    picture = np.full((96, 96, 3), 60, np.uint8)
+    picture[disc] = 200
+    example = Example(picture, np.packbits(disc.ravel())[None], 1, 1)
+    for _ in range(20):
+        image, masks = augment(rng, example, 3, side)
+        assert image.shape == (side, side, 3)
+        assert masks.shape == (3, side, side)
+        bright = image.max(axis=2) > 130
+        assert ((bright ^ masks[0]).sum()) <= 0.1 * masks[0].sum()
 
 
 def test_pool_is_a_function_of_its_seeds() -> None:
-    def drawn() -> list[int]:
+    def drawn(workers: int) -> list[int]:
         rng = np.random.default_rng(1)
-        with ScenePool(abs, 100, reuse=2, capacity=8, warm=4) as pool:
+        with ScenePool(abs, 100, reuse=2, capacity=8, warm=4, workers=workers) as pool:
             picks = [value for _ in range(10) for value in pool.draw(rng, 4)]
             assert 120 <= pool.next_seed <= 124
         return picks
 
-    first = drawn()
-    assert first == drawn()
+    first = drawn(1)
+    assert first == drawn(1) == drawn(3)
     assert min(first) >= 100
     assert max(first) < 124
     assert training_seed(0) != training_seed(1)
