@@ -31,7 +31,13 @@ class Comparison:
 
 
 def compare(
-    name: str, peer_name: str, unit: str, ours: Callable[[], None], peer: Callable[[], None], count: int, rounds: int
+    name: str,
+    peer_name: str,
+    unit: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    count: float,
+    rounds: int,
 ) -> Comparison:
     """Runs both once to warm up, then ``rounds`` times in turn; each call does ``count`` units of work."""
     ours()
@@ -48,7 +54,7 @@ def report(comparisons: list[Comparison], facts: dict[str, object]) -> dict[str,
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "segment-anything", "numpy")},
+        "versions": {name: version(name) for name in ("torch", "segment-anything", "numpy", "scikit-learn")},
         "results": [asdict(each) for each in comparisons],
     } | facts
 
@@ -62,7 +68,7 @@ def show(comparisons: list[Comparison]) -> None:
         )
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()

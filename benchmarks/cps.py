@@ -1,0 +1,108 @@
+"""The cascade against three calls of the official predictor for each image: the same weights, points and masks.
+
+    python -m benchmarks.cps [--json]
+
+Decoder of the published models' size with random weights, images of 1024 px, three positive and three negative points.
+The official side is as in PerSAM: points; points, logits; points, box, logits. Both sides end with the chosen mask
+in pixels of the image. The encoder is not part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+from segment_anything import SamPredictor
+
+from benchmarks.paired import compare, report, show
+from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.frames import InputFrame, logits_in_frame, mask_box
+from cascade.sam.absorbed import AbsorbedDecoder
+from cascade.sam.build import build_sam
+from cascade.sam.decoder import decode
+
+SIDE = 1024
+POINTS = 3
+OPTIONS = CascadeOptions((True, True, True), "iou", "chosen", "mask", 0.0, "previous")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=2, help="images in one call of ours; 64 is better on a GPU")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sam = build_sam("vit_b").to(device)  # the three published models share one decoder
+    with torch.no_grad():
+        for network in sam.mask_decoder.output_hypernetworks_mlps:
+            network.layers[-1].weight.mul_(8)  # masks that are neither empty nor full
+    predictor = SamPredictor(sam)
+    embeddings = torch.randn(arguments.images, 256, 64, 64, device=device)
+    points = torch.rand(arguments.images, 2 * POINTS, 2) * SIDE
+    labels = torch.tensor([1] * POINTS + [0] * POINTS)
+    row = Row(InputFrame(SIDE, (SIDE, SIDE)), (SIDE, SIDE), np.array([0.0, 0.0, SIDE - 1.0, SIDE - 1.0]))
+
+    def official() -> list[np.ndarray]:
+        masks = []
+        for embedding, own in zip(embeddings, points.numpy(), strict=True):
+            predictor.original_size = predictor.input_size = (SIDE, SIDE)
+            predictor.features, predictor.is_image_set = embedding[None], True
+            fed = box = None
+            for step in range(3):
+                drawn, quality, logits = predictor.predict(own, labels.numpy(), box, fed)
+                best = int(quality.argmax())
+                fed = logits[best : best + 1]
+                box = mask_box(drawn[best]) if step == 1 else None
+            masks.append(drawn[best])
+        return masks
+
+    def ours(decoder, bf16: bool = False) -> list[np.ndarray]:
+        masks = []
+        for start in range(0, arguments.images, arguments.batch):
+            part = slice(start, start + arguments.batch)
+            own = points[part].to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                found = run_cascade(
+                    decoder, embeddings[part], own, labels.to(device).expand(len(own), -1), [row] * len(own), OPTIONS
+                )
+            for cascade in found:
+                last = cascade.steps[2]
+                logits = torch.from_numpy(last.logits[last.chosen])[None, None]
+                masks.append(logits_in_frame(logits, row.frame, row.size)[0, 0].numpy() > 0)
+        return masks
+
+    ways = {
+        "absorbed, fp32": partial(ours, AbsorbedDecoder(sam)),
+        "plain, fp32": partial(ours, partial(decode, sam)),
+        "absorbed, bf16": partial(ours, AbsorbedDecoder(sam), bf16=True),
+    }
+    truth = official()
+    comparisons, agreement = [], {}
+    for name, way in ways.items():
+        drawn = way()
+        ious = [float((a & b).sum() / max(1, (a | b).sum())) for a, b in zip(drawn, truth, strict=True)]
+        differing = sum(int((a != b).sum()) for a, b in zip(drawn, truth, strict=True))
+        agreement[name] = {"mean_iou": float(np.mean(ious)), "least_iou": min(ious), "pixels_that_differ": differing}
+        comparisons.append(
+            compare(name, "SamPredictor.predict x 3", "image", way, official, arguments.images, arguments.rounds)
+        )
+    if arguments.json:
+        facts = {"images": arguments.images, "batch": arguments.batch, "rounds": arguments.rounds}
+        print(json.dumps(report(comparisons, facts | {"masks": agreement}), indent=2))
+    else:
+        show(comparisons)
+        for name, own in agreement.items():
+            print(f"{name}: {own}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

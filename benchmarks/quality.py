@@ -1,0 +1,198 @@
+"""One table of the mini models' quality on photographs, compared with the last committed one.
+
+    python -m benchmarks.quality --data DIR                      # the shipped adapter, trained on generated images
+    python -m benchmarks.quality --data DIR --leave-one-out      # an adapter for each category, tuned on the others
+    python -m benchmarks.quality --data DIR --write              # make this table the committed one
+
+Rows are the CLIP map, the three cascade steps and the oracle. The oracle is the cascade alone: one positive point where
+a defect of more than 0.5 % of the image is deepest, then the three steps; its figures are IoU with that defect. Every
+option is at its default unless ``--set`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+
+from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.frames import logits_in_frame, mask_box, scale_points
+from cascade.sam.build import input_side
+from cascade.sam.image import input_frame
+from configs.loader import load_experiment
+from configs.schema import Experiment
+from configs.settings import Settings
+from flows.evaluate import evaluate
+from flows.local_engine import execute_locally
+from flows.prepare import prepare
+from flows.progress import RichReporter
+from flows.train import train_april_gan, train_config
+from storage.datasets import mask_in_frame, read_mask
+from storage.weights import LocatedWeights, file_sha256
+from tasks import embed
+from tasks.models import decoder_of, device_of
+from tasks.refine import STEPS
+from tasks.stage import Run
+from tasks.tables import results_table
+from tasks.train_april_gan import adapter_training
+
+LAST = Path(__file__).parent / "results"
+"""Where the committed tables are."""
+
+METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro", "image_auroc")
+ORACLE_AREA = 0.005
+"""Share of the image above which a defect gets an oracle point."""
+
+TUNING = ("start=april_gan_mini", "epochs=6", "learning_rate=2e-4")
+"""Recipe of the leave-one-out adapters: the shipped layers, tuned on the other categories."""
+
+
+def oracle_points(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each large 8-connected defect ``[H, W]`` of a mask with its deepest point ``[1, 2]`` (x, y)."""
+    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    for part in range(1, count):
+        if statistics[part, cv2.CC_STAT_AREA] > ORACLE_AREA * mask.size:
+            defect = parts == part
+            depth = cv2.distanceTransform(np.pad(defect, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            yield defect, np.array([[column, row]], np.float64)
+
+
+def oracle_table(run: Run) -> pd.DataFrame:
+    """IoU and predicted IoU of each large defect at each step of the cascade, from one point inside it."""
+    experiment = run.experiment
+    decode, device, size = decoder_of(run), device_of(run), (experiment.score.frame,) * 2
+    options = CascadeOptions(**experiment.refine.model_dump(exclude={"decoder", "precision", "batch_size"}))
+    embeddings = run.artefact(embed.key(run))
+    rows = []
+    for record in run.manifest:
+        if record.mask_path is None:
+            continue
+        own = (record.height, record.width)
+        frame = input_frame(own, experiment.embed.image, input_side(experiment.embed.backbone))
+        mask = mask_in_frame(read_mask(run.manifest.root / record.mask_path), size)
+        features = torch.from_numpy(embeddings.read(record.image_id).arrays["embedding"])[None].float().to(device)
+        for defect, point in oracle_points(mask):
+            placed = torch.from_numpy(scale_points(point, size, frame.size))[None].float().to(device)
+            around = Row(frame, size, mask_box(defect))
+            (cascade,) = run_cascade(decode, features, placed, torch.ones(1, 1, device=device), [around], options)
+            for name, step in zip(STEPS, cascade.steps, strict=True):
+                logits = torch.from_numpy(step.logits[step.chosen])[None, None]
+                drawn = logits_in_frame(logits, frame, size)[0, 0].numpy() > 0
+                iou = (drawn & defect).sum() / (drawn | defect).sum()
+                rows.append(
+                    {
+                        "category": record.category,
+                        "step": name,
+                        "area": defect.mean(),
+                        "iou": iou,
+                        "predicted_iou": step.predicted_iou[step.chosen],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def evaluated(experiment: Experiment, store: Path, reporter: RichReporter) -> tuple[Run, pd.DataFrame]:
+    """The finished run of an experiment and its table of results."""
+    run = prepare(experiment, store, Settings()).run
+    evaluate(run, execute_locally, reporter)
+    return run, results_table(run)
+
+
+def left_out(data: Path, settings: list[str], store: Path, reporter: RichReporter) -> tuple[Run, pd.DataFrame]:
+    """As :func:`evaluated`, each category with an adapter that was tuned on all the others."""
+    whole = load_experiment("mini", [f"dataset.path={data}", *settings])
+    run = prepare(whole, store, Settings()).run
+    tables = []
+    for category in run.manifest.categories:
+        adapter = store / "leave-one-out" / f"{category}.safetensors"
+        adapter.parent.mkdir(parents=True, exist_ok=True)
+        others = load_experiment("mini", [f"dataset.path={data}", f"dataset.exclude=[{category}]", *settings])
+        if not _made_alike(adapter, run):
+            train_april_gan(others, train_config(TUNING), adapter, store, Settings(), reporter, lambda epoch: None)
+        chosen = [f"dataset.path={data}", f"dataset.categories=[{category}]", f"localise.adapter={adapter}", *settings]
+        _, table = evaluated(load_experiment("mini", chosen), store, reporter)
+        tables.append(table[table["category"] == category])
+    found = pd.concat(tables)
+    mean = found.groupby("step", sort=False)[list(METRICS)].mean().reset_index().assign(category="mean")
+    evaluate(run, execute_locally, reporter)
+    return run, pd.concat([found, mean])
+
+
+def _made_alike(adapter: Path, run: Run) -> bool:
+    """Whether an adapter of an earlier call has this recipe and this CLIP."""
+    if not adapter.exists():
+        return False
+    training = adapter_training(LocatedWeights(adapter, file_sha256(adapter), "path"))
+    recipe = train_config(TUNING).model_dump(mode="json")
+    return (training["recipe"], training["clip_sha256"]) == (recipe, run.weights["clip"].sha256)
+
+
+def quality_table(results: pd.DataFrame, oracle: pd.DataFrame) -> pd.DataFrame:
+    """Tidy: ``category, row, metric, value``; the mean of the oracle is over defects, as the goal asks."""
+    tidy = results.melt(["category", "step"], list(METRICS), "metric", "value").rename(columns={"step": "row"})
+    own = oracle.groupby(["category", "step"], sort=False)["iou"].mean().reset_index()
+    mean = oracle.groupby("step", sort=False)["iou"].mean().reset_index().assign(category="mean")
+    ious = pd.concat([own, mean]).rename(columns={"iou": "value"})
+    ious = ious.assign(row="oracle " + ious.pop("step"), metric="iou")
+    return pd.concat([tidy, ious[["category", "row", "metric", "value"]]], ignore_index=True).round(6)
+
+
+def show(table: pd.DataFrame, last: pd.DataFrame | None) -> None:
+    """Prints the table in percent, with the change against the last one in brackets."""
+    joined = table.assign(change=np.nan)
+    if last is not None:
+        joined = table.merge(last, on=["category", "row", "metric"], how="left", suffixes=("", "_last"))
+        joined["change"] = joined["value"] - joined["value_last"]
+    joined["cell"] = [
+        "" if np.isnan(value) else f"{100 * value:.1f}" + ("" if np.isnan(change) else f" ({100 * change:+.1f})")
+        for value, change in zip(joined["value"], joined["change"], strict=True)
+    ]
+    order = list(dict.fromkeys(zip(joined["category"], joined["row"], strict=True)))
+    wide = joined.pivot(index=["category", "row"], columns="metric", values="cell").reindex(order).fillna("")
+    print(wide[[*METRICS, "iou"]].to_string())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="photographs with masks, in a layout that we read")
+    parser.add_argument("--leave-one-out", action="store_true", help="tune an adapter for each category on the others")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
+    parser.add_argument("--store", type=Path, default=Path("store"))
+    parser.add_argument("--write", action="store_true", help="make this table the committed one")
+    parser.add_argument("--json", action="store_true", help="print the tidy table as JSON")
+    arguments = parser.parse_args()
+
+    with RichReporter(Console(stderr=True)) as reporter:
+        if arguments.leave_one_out:
+            run, results = left_out(arguments.data, arguments.set, arguments.store, reporter)
+        else:
+            experiment = load_experiment("mini", [f"dataset.path={arguments.data}", *arguments.set])
+            run, results = evaluated(experiment, arguments.store, reporter)
+    oracle = oracle_table(run)
+    table = quality_table(results, oracle)
+    path = LAST / ("quality_leave_one_out.csv" if arguments.leave_one_out else "quality.csv")
+    last = pd.read_csv(path) if path.exists() else None
+    if arguments.json:
+        print(json.dumps(table.to_dict("records")))
+    else:
+        show(table, last)
+        per_defect = oracle.groupby("step", sort=False)[["iou", "predicted_iou"]].corr(method="spearman")
+        ranks = per_defect.xs("iou", level=1)["predicted_iou"].round(2).to_dict()
+        print(f"oracle: {len(oracle) // len(STEPS)} defects; rank correlation of predicted and true IoU {ranks}")
+    if arguments.write:
+        path.parent.mkdir(exist_ok=True)
+        table.to_csv(path, index=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
