@@ -37,6 +37,7 @@ def _produce(
         while True:
             # A parent that was killed cannot stop this process; it has to notice by itself.
             if os.getppid() != parent:
+                queue.cancel_join_thread()  # else it would wait for a reader of what it has made already
                 return
             try:
                 queue.put(example, timeout=5)

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +331,33 @@ def test_pool_is_a_function_of_its_seeds() -> None:
     assert max(first) < 124
     assert training_seed(0) != training_seed(1)
     assert training_seed(0) not in VALIDATION_SEEDS
+
+
+_KILLED = """
+import os, signal
+import numpy as np
+from tasks.pretraining.scene_pool import ScenePool
+def picture(seed):
+    return np.zeros(300_000, np.uint8)
+if __name__ == "__main__":
+    with ScenePool(picture, 0, reuse=1, capacity=4, warm=4) as pool:
+        pool.draw(np.random.default_rng(0), 1)
+        print(pool._processes[0].pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_generator_ends_when_its_training_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(_KILLED)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    deadline = time.monotonic() + 30
+    while stat.exists() and stat.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
 
 
 def test_patch_waves_are_orthogonal_and_the_flat_one_comes_first() -> None:
