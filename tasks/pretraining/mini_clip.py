@@ -172,7 +172,7 @@ def pretrain_clip(
         threads: torch threads; as found when None.
         progress: called after every logged step.
         device: the GPU if there is one, or a choice; bfloat16 autocast on both.
-        batch: images per step.
+        batch: windows per step; half as many whole images.
         max_steps: stop this session after so many steps even if time is left.
         config: open_clip configuration; ``configs/models/mini_clip.json`` when None.
         validation_scenes: held-out scenes per validation.
@@ -206,7 +206,7 @@ def pretrain_clip(
         while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
             windowed = run.seconds < WINDOWED * minutes * 60
             cells = grid // 2 if windowed else grid
-            examples = pool.draw(rng, batch if windowed else batch // 2)
+            examples = pool.draw(rng, batch if windowed else max(1, batch // 2))
             corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
             pairs = [augment(rng, example, cells * PATCH, 0.4 if windowed else 0.6) for example in examples]
             images = to_input(np.stack([image for image, _ in pairs]), place)

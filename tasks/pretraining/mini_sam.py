@@ -159,7 +159,7 @@ def pretrain_sam(
         threads: torch threads; as found when None.
         progress: called after every logged step.
         device: the GPU if there is one, or a choice; bfloat16 autocast on both.
-        batch: images per step, each with ``TARGETS`` prompt sets.
+        batch: whole images per step, or a quarter of the windows; each has ``TARGETS`` prompt sets.
         max_steps: stop this session after so many steps even if time is left.
         network: a Sam with random weights; ``build_sam("mini")`` when None.
         validation_scenes: held-out scenes per validation.
