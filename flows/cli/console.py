@@ -1,0 +1,52 @@
+"""What commands print with: a console, a spinner, plain text and the table of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+_LOG_WIDTH = 120
+
+
+def show_results(results: pd.DataFrame, console: Console) -> None:
+    """The table of results in per cent, a blank cell where a metric is undefined."""
+    import math
+
+    from rich.table import Column, Table
+
+    from tasks.aggregate import METRICS
+
+    step = Column("step", no_wrap=True)
+    category = Column("category", no_wrap=True)
+    table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
+    for row in results.to_dict("records"):
+        cells = ["" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in METRICS]
+        table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
+    console.print(table)
+
+
+def make_console() -> Console:
+    """Wide enough for a table when it writes to a log."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _LOG_WIDTH))
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """A sign of life beside ``text`` while something takes its time."""
+    with make_console().status(text):
+        yield
+
+
+def plain(text: str) -> str:
+    """File names may hold square brackets, which are markup to rich."""
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,79 @@
+"""`cascade generate`, `check` and `export`: what goes into a run, and what comes out of it as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.console import make_console, plain, spinner
+
+
+def generate(
+    target: Annotated[Path, typer.Argument(help="Folder of the new dataset.")],
+    categories: Annotated[list[str] | None, typer.Option("--category", help="One kind; all by default.")] = None,
+    good: Annotated[int, typer.Option(min=0, help="Normal images for each category.")] = 4,
+    defective: Annotated[int, typer.Option(min=0, help="Defective images for each category.")] = 8,
+    size: Annotated[int, typer.Option(min=64, help="Side in pixels.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 0,
+) -> None:
+    """Write a dataset of generated inspection photographs with exact masks."""
+    from cascade.synthesis.scene import CATEGORIES
+    from flows.generate import generate_dataset
+
+    with spinner("generating photographs"):
+        count = generate_dataset(
+            target, categories=categories or CATEGORIES, good=good, defective=defective, size=size, seed=seed
+        )
+    make_console().print(f"{count} images in {target}")
+
+
+def check(
+    dataset: Annotated[Path, typer.Argument(help="Folder of images, dataset root or table.")],
+    layout: Annotated[str, typer.Option(help="mvtec, visa, folder, manifest, or auto.")] = "auto",
+) -> None:
+    """Look for everything that would make a run wrong, before any model is loaded; exit code 2 if there is."""
+    from storage.datasets import inspect_dataset
+
+    with spinner("reading images and masks"):
+        report = inspect_dataset(dataset, layout, decode=True)
+    console = make_console()
+    for problem in report.problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        console.print(
+            f"[{colour}]{problem.severity}[/{colour}] " + plain(f"{problem.kind}: {problem.path}: {problem.message}"),
+            soft_wrap=True,
+            highlight=False,
+        )
+    manifest = report.manifest
+    console.print(
+        f"{len(manifest)} images in {len(manifest.categories)} categories; "
+        f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    )
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files.")],
+    maps: Annotated[Literal["npy", "tiff", "none"], typer.Option(help="Format of the score maps.")] = "npy",
+    masks: Annotated[Literal["png", "none"], typer.Option(help="Format of the ground truth.")] = "png",
+    steps: Annotated[
+        list[str] | None, typer.Option("--step", help="Only the maps of this step; all by default.")
+    ] = None,
+) -> None:
+    """Write the scored maps and the masks they were scored against, one file each."""
+    from flows.export import export_run
+    from tasks.score import STEPS
+
+    with spinner("writing maps and masks"):
+        count = export_run(
+            run_folder,
+            target,
+            None if maps == "none" else maps,
+            None if masks == "none" else masks,
+            steps or STEPS,
+        )
+    make_console().print(f"{count} images in {target}")

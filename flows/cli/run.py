@@ -1,0 +1,78 @@
+"""`cascade run` and `cascade demo`: one evaluation, and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.console import make_console, plain, show_results, spinner
+from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, load_with_options
+
+if TYPE_CHECKING:
+    from configs.schema import Experiment
+
+DEMO_CATEGORIES = ("metal plate", "carpet", "pill", "wood")
+
+
+def run(
+    experiment: Annotated[str, typer.Argument(help="Preset (mini, paper, paper_strict, quality) or YAML file.")],
+    dataset: DatasetOption = None,
+    settings: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
+    store: StoreOption = None,
+    engine: EngineOption = "prefect",
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Test an adapter on its own training data, and mark every table.")
+    ] = False,
+) -> None:
+    """Evaluate an experiment on a dataset; what the store has is not computed again."""
+    run_and_show(load_with_options(experiment, dataset, settings), out, store, engine, allow_leak)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the photographs, the store and the tables.")] = Path(
+        "runs/demo"
+    ),
+    engine: EngineOption = "prefect",
+) -> None:
+    """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
+    from flows.generate import generate_dataset
+
+    data = out / "data"
+    with spinner("generating photographs"):
+        generate_dataset(data, categories=DEMO_CATEGORIES, good=4, defective=8)
+    run_and_show(load_with_options("mini", data, ["name=demo", "dataset.name=demo"]), out, out / "store", engine, False)
+
+
+def run_and_show(
+    experiment: Experiment, out: Path | None, store: Path | None, engine: Engine, allow_leak: bool
+) -> None:
+    """Prepare, evaluate, write the folder of the run, and print its table."""
+    from configs.settings import Settings
+    from flows.evaluate import evaluate, plan
+    from flows.local_engine import execute_locally
+    from flows.outputs import default_folder, write_run
+    from flows.prepare import prepare, remember_checked
+    from flows.progress import RichReporter
+
+    machine, console = Settings(), make_console()
+    prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
+    plan(prepared.run)  # refuses what could not run before anything is written
+    remember_checked(prepared.run.manifest, prepared.run.store)
+    folder = out or default_folder(machine.runs, experiment.name)
+    for line in prepared.warnings:
+        console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
+    with RichReporter(console) as reporter:
+        if engine == "local":
+            results = evaluate(prepared.run, execute_locally, reporter)
+        else:
+            from flows.prefect_engine import evaluate_on_prefect
+
+            results = evaluate_on_prefect(prepared.run, reporter)
+    table = write_run(folder, prepared, results, engine)
+    show_results(table, console)
+    if prepared.leak:
+        console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)
+    console.print(f"tables in {folder}", soft_wrap=True)

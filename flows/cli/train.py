@@ -1,0 +1,79 @@
+"""`cascade train`: the linear layers of a CLIP method, and the mini models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.console import make_console
+from flows.cli.options import DatasetOption, SetOption, StoreOption, load_with_options
+
+app = typer.Typer(help="Train the linear layers of a CLIP method, or the mini models.", no_args_is_help=True)
+
+
+@app.command("april_gan")
+def train_april_gan(
+    dataset: DatasetOption = None,
+    out: Annotated[Path, typer.Option(help="The adapter, a .safetensors file.")] = Path("adapter.safetensors"),
+    experiment: Annotated[str, typer.Option(help="Preset or YAML file that names the CLIP model.")] = "mini",
+    settings: SetOption = None,
+    recipe: Annotated[list[str] | None, typer.Option("--train", help="Change the recipe, e.g. epochs=3.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Train APRIL-GAN's linear layers on the test split of an auxiliary dataset."""
+    from configs.settings import Settings
+    from flows.progress import RichReporter
+    from flows.train import train_april_gan as train
+    from flows.train import train_config
+
+    machine, console = Settings(), make_console()
+    loaded, config = load_with_options(experiment, dataset, settings), train_config(recipe or [])
+    with RichReporter(console) as reporter:
+        epochs = train(
+            loaded,
+            config,
+            out,
+            store or machine.store,
+            machine,
+            reporter,
+            lambda epoch: console.print(f"epoch {epoch.number} of {config.epochs}: loss {epoch.loss:.4f}"),
+        )
+    console.print(f"{out}: trained for {len(epochs)} epochs; use it with --set localise.adapter={out}", soft_wrap=True)
+
+
+@app.command("mini-clip")
+def train_mini_clip(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-clip"),
+    minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and augmentation.")] = 0,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
+    from tasks.pretraining.mini_clip import pretrain_clip
+
+    _print_facts(pretrain_clip(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
+
+
+@app.command("mini-sam")
+def train_mini_sam(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
+    minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.")] = 0,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Train the small SAM on generated photographs; the same command resumes after a stop."""
+    from tasks.pretraining.mini_sam import pretrain_sam
+
+    _print_facts(pretrain_sam(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
+
+
+def _print_facts(facts: Mapping[str, object]) -> None:
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
+    make_console().print(", ".join(shown), soft_wrap=True, highlight=False)
