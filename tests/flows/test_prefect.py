@@ -3,9 +3,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,6 @@ import pytest
 from tests.flows.conftest import Bench, Outcome, Recorder, files_of, flip_chunk
 
 pytestmark = pytest.mark.xdist_group("prefect")
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Prefect server for all tests, with its database and results in a folder of their own."""
-    home = tmp_path_factory.mktemp("prefect")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home))
-        patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))
-        import_module("flows.prefect_engine")  # sets Prefect's other defaults before Prefect is imported
-        from prefect.testing.utilities import prefect_test_harness
-
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
 
 
 def run(bench: Bench, *more: str) -> Outcome:
