@@ -59,14 +59,15 @@ def test_a_second_run_takes_every_task_from_the_cache(on_prefect: tuple[Bench, O
     before = files_of(bench.store)
     outcome = run(bench)
     assert outcome.computed == {}
-    task_runs = last_task_runs(expected=6)
-    assert Counter(each.state_name for each in task_runs) == {"Cached": 6}
+    task_runs = last_task_runs(expected=7)
+    assert Counter(each.state_name for each in task_runs) == {"Cached": 7}
     assert {each.name.split("-")[0] for each in task_runs} == {
         "embed",
         "localise",
         "prompt",
         "refine",
         "score",
+        "tally",
         "aggregate",
     }
     assert files_of(bench.store) == before
@@ -75,7 +76,7 @@ def test_a_second_run_takes_every_task_from_the_cache(on_prefect: tuple[Bench, O
 def test_a_task_for_each_shard(on_prefect: tuple[Bench, Outcome]) -> None:
     outcome = run(on_prefect[0], "runtime.shard_size=3", "runtime.workers=2")
     assert outcome.computed == {}
-    assert len(last_task_runs(expected=5 * 3 + 1)) == 5 * 3 + 1
+    assert len(last_task_runs(expected=5 * 3 + 2)) == 5 * 3 + 2
 
 
 def test_a_reference_that_the_store_no_longer_holds_is_computed_again(on_prefect: tuple[Bench, Outcome]) -> None:
