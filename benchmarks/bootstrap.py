@@ -22,6 +22,7 @@ from importlib.metadata import version
 
 import cv2
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cascade.metrics import (
     OccupiedBins,
@@ -77,7 +78,7 @@ def main() -> int:
         thresholds += [np.count_nonzero(sum(each.positives for each in own)) for own in steps]
         started, started_cpu = time.perf_counter(), time.process_time()
         weights = draw_weights(labels, arguments.resamples, np.random.default_rng(category))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(lambda own, w=weights: resampled_metrics(occupied(own), w), steps))
         ours += time.perf_counter() - started
         ours_cpu += time.process_time() - started_cpu
