@@ -66,7 +66,7 @@ def result_intervals(run: Run, *, resamples: int = RESAMPLES, seed: int = 0, lev
     by_category: dict[str, NDArray[np.float64]] = {}
     for category in run.manifest.categories:
         own = [image for image in images if image.category == category]
-        weights = category_weights(own, resamples, seed)
+        weights = category_weights(category, labels_of(own), resamples, seed)
         by_category[category] = read_evidence(scores, own, score.STEPS).resampled(weights)
     by_category[MEAN] = mean_of(list(by_category.values()))
     rows: list[dict[str, Any]] = []
@@ -142,7 +142,7 @@ def read_evidence(scores: Artefact, images: Sequence[ScoredImage], steps: Sequen
             for own, index in zip(pixels, chosen, strict=True):
                 own.append(OccupiedBins.of(*(item.arrays[name][index] for name in score.HISTOGRAMS)))
     return Evidence(
-        labels=np.array([_UNKNOWN if image.label is None else image.label for image in images]),
+        labels=labels_of(images),
         has_truth=np.array(has_truth),
         pixels=tuple(map(tuple, pixels)),
         image_scores=np.array(image_scores).T,
@@ -157,14 +157,17 @@ def check_interval(resamples: int, level: float) -> None:
         raise ConfigError(f"{resamples} resamples make no interval; {RESAMPLES} are usual")
 
 
-def category_weights(images: Sequence[ScoredImage], resamples: int, seed: int) -> NDArray[np.float64]:
+def category_weights(category: str, strata: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each image of one category is drawn, [1 + resamples, N]; row 0 is the sample itself.
 
-    A category's draws depend on the seed and its name, and not on what else is in the run.
+    A category's draws depend on the seed, its name and its images, and not on what else is in the run.
     """
-    labels = [_UNKNOWN if image.label is None else image.label for image in images]
-    rng = np.random.default_rng([seed, *images[0].category.encode()])
-    return draw_weights(np.array(labels), resamples, rng)
+    return draw_weights(strata, resamples, np.random.default_rng([seed, *category.encode()]))
+
+
+def labels_of(images: Sequence[ScoredImage]) -> NDArray[np.int64]:
+    """0 good, 1 defective, -1 not known, [N]: the strata of a category."""
+    return np.array([_UNKNOWN if image.label is None else image.label for image in images])
 
 
 def mean_of(categories: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
