@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,9 +14,7 @@ _LOG_WIDTH = 120
 
 
 def show_results(results: pd.DataFrame, console: Console) -> None:
-    """The table of results in per cent, a blank cell where a metric is undefined."""
-    import math
-
+    """The table of results in per cent, a blank cell where a metric is undefined; intervals below if there are any."""
     from rich.table import Column, Table
 
     from tasks.aggregate import METRICS
@@ -25,9 +23,20 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     category = Column("category", no_wrap=True)
     table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
     for row in results.to_dict("records"):
-        cells = ["" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in METRICS]
+        cells = [_cell(row, name) for name in METRICS]
         table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
     console.print(table)
+
+
+def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
+    import math
+
+    if math.isnan(row[metric]):
+        return ""
+    value = f"{100 * row[metric]:.1f}"
+    if f"{metric}_low" not in row:
+        return value
+    return f"{value}\n[dim]{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}[/dim]"
 
 
 def make_console() -> Console:

@@ -37,10 +37,13 @@ def run(
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Test an adapter on its own training data, and mark every table.")
     ] = False,
+    intervals: Annotated[
+        bool, typer.Option("--ci", help="Add 95 % bootstrap intervals over images to the table.")
+    ] = False,
 ) -> None:
     """Evaluate an experiment on a dataset; what the store has is not computed again."""
     loaded = load_with_options(experiment, dataset, settings, engine=engine, runner=runner, devices=devices)
-    run_and_show(loaded, out, store, engine, allow_leak)
+    run_and_show(loaded, out, store, engine, allow_leak, intervals)
 
 
 def demo(
@@ -55,19 +58,27 @@ def demo(
     data = out / "data"
     with spinner("generating photographs"):
         generate_dataset(data, categories=DEMO_CATEGORIES, good=4, defective=8)
-    run_and_show(load_with_options("mini", data, ["name=demo", "dataset.name=demo"]), out, out / "store", engine, False)
+    demonstrated = load_with_options("mini", data, ["name=demo", "dataset.name=demo"])
+    run_and_show(demonstrated, out, out / "store", engine, allow_leak=False)
 
 
 def run_and_show(
-    experiment: Experiment, out: Path | None, store: Path | None, engine: Engine, allow_leak: bool
+    experiment: Experiment,
+    out: Path | None,
+    store: Path | None,
+    engine: Engine,
+    allow_leak: bool,
+    intervals: bool = False,
 ) -> None:
-    """Prepare, evaluate, write the folder of the run, and print its table."""
+    """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
     from configs.settings import Settings
     from flows.evaluate import evaluate, plan
+    from flows.history import remember_run
     from flows.local_engine import execute_locally
     from flows.outputs import default_folder, write_run
     from flows.prepare import prepare, remember_checked
     from flows.progress import RichReporter
+    from storage.errors import PipelineError
 
     machine, console = Settings(), make_console()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
@@ -83,7 +94,17 @@ def run_and_show(
             from flows.prefect_engine import evaluate_on_prefect
 
             results = evaluate_on_prefect(prepared.run, reporter)
-    table = write_run(folder, prepared, results, engine)
+    bounds = None
+    if intervals:
+        from tasks.uncertainty import result_intervals
+
+        with spinner("drawing images"):
+            bounds = result_intervals(prepared.run)
+    table = write_run(folder, prepared, results, engine, bounds)
+    try:
+        remember_run(machine.runs, folder)
+    except (PipelineError, OSError) as error:
+        console.print(f"[yellow]warning[/yellow] not in the history: {plain(str(error))}", soft_wrap=True)
     show_results(table, console)
     if prepared.leak:
         console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)
