@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,45 +17,7 @@ from PIL import Image
 
 from flows.cli import main
 from storage.weights import REGISTRY, WeightsEntry
-from tests.flows.conftest import Bench, Recorder, files_of, save_adapter, save_scene
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def refusal(self) -> str:
-        """The one line that a refused input gets."""
-        assert self.code not in (0, 130)
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.startswith("error: ")
-        assert "Traceback" not in self.out + self.err
-        return self.err
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """``cascade`` with the given arguments, in this process and a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setenv("CASCADE_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.delenv("CASCADE_WEIGHTS_URL", raising=False)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        code = end.value.code
-        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
+from tests.flows.conftest import Bench, Cli, Recorder, files_of, save_adapter, save_scene
 
 
 @pytest.fixture
