@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from PIL import Image
 
 from flows.cli import main
 from storage.weights import REGISTRY, WeightsEntry
+from tasks.aggregate import METRICS
+from tasks.uncertainty import result_intervals
 from tests.flows.conftest import Bench, Cli, Recorder, files_of, save_adapter, save_scene
 
 
@@ -53,6 +56,28 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
     assert "config.weight: 0.5 → 0.25" in result.out
     names = {"results.csv", "results.parquet", "images.parquet", "points.parquet", "run.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_intervals_stand_beside_the_numbers(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    result = cli(*bench.arguments(), "--ci", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    table = pd.read_csv(tmp_path / "out" / "results.csv", dtype={"frame": str})
+    pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "out" / "results.parquet"))
+    run = bench.prepare().run
+    expected = result_intervals(run).set_index(["category", "step", "metric"])
+    for row in table.to_dict("records"):
+        for metric in METRICS:
+            low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+            own = expected.loc[(row["category"], row["step"], metric)]
+            assert (low, high) == pytest.approx((own["low"], own["high"]))
+            assert f"{100 * low:.1f}–{100 * high:.1f}" in result.out
+    described = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert described["intervals"] == {"level": 0.95, "resamples": 1000}
+    plain = cli(*bench.arguments(), "--out", tmp_path / "plain")
+    assert "–" not in plain.out
+    assert set(table.columns) - set(pd.read_csv(tmp_path / "plain" / "results.csv").columns) == {
+        f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high")
+    }
 
 
 def test_by_default_a_run_goes_to_a_new_folder_under_runs(cli: Cli, bench: Bench, tmp_path: Path) -> None:
