@@ -138,9 +138,12 @@ def test_a_redrawn_mask_is_named(own_data: Bench, cli: Cli, tmp_path: Path) -> N
     assert line.startswith(f"mask {image}: ")
 
 
-def test_the_images_that_lost_most_are_shown_with_their_masks(baseline: Path, tmp_path: Path) -> None:
+def test_the_images_that_lost_most_are_shown_with_their_masks(cli: Cli, baseline: Path, tmp_path: Path) -> None:
     run = plant_run(tmp_path / "run", planted_images(weaker={"nut": 0.3}))
     worst = compare_runs(run, baseline, **FAST).worst
+    first = worst.at[0, "path"]
+    assert f"lost most {first}: pixel AP" in cli("compare", run, baseline).out
+    assert f"| nut | {first} |" in (run / "comparison.md").read_text(encoding="utf-8")
     assert set(worst["category"]) == {"nut"}
     assert worst["difference"].is_monotonic_increasing
     assert (worst[["iou_run", "iou_baseline"]] == 0.5).all(axis=None)
@@ -205,9 +208,11 @@ def test_a_wrong_option_is_refused(cli: Cli, baseline: Path, arguments: list[str
     assert files_of(baseline.parent) == before
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"keys": {"score": {}}, "store": "x"}', "[1]"])
+@pytest.mark.parametrize("content", [None, "", "{}", '{"keys": {"score": {}}, "store": "x"}', "[1]", "no versions"])
 def test_a_folder_that_is_no_run_is_refused(cli: Cli, baseline: Path, tmp_path: Path, content: str | None) -> None:
     folder = tmp_path / "odd"
+    if content == "no versions":
+        content = json.dumps({name: value for name, value in described(baseline).items() if name != "versions"})
     if content is not None:
         folder.mkdir()
         (folder / "run.json").write_text(content, encoding="utf-8")
