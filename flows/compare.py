@@ -59,7 +59,7 @@ class Comparison:
         """
         return [
             f"{row['category']}: {row['metric']} fell by {-row['difference']:.4f} "
-            f"({row['baseline']:.4f} → {row['run']:.4f}; {self.level:.0%} interval of the difference "
+            f"({row['baseline']:.4f} → {row['run']:.4f}; {100 * self.level:g} % interval of the difference "
             f"{row['low']:.4f} to {row['high']:.4f}; limit {self.limits[row['metric']]:g})"
             for row in self.table.to_dict("records")
             if row["verdict"] == "fell"
@@ -88,10 +88,12 @@ class Comparison:
             f"- run: `{self.run.folder}`, finished {self.run.description['finished']}",
             f"- baseline: `{self.baseline.folder}`, finished {self.baseline.description['finished']}",
             f"- step: {self.step}; differences are run minus baseline on the shared images, "
-            f"with a paired {self.level:.0%} bootstrap interval over images",
+            f"with a paired {100 * self.level:g} % bootstrap interval over images",
         ]
         lines += ["", "## Gate", ""]
-        lines += [f"- {line}" for line in self.regressions] or ["Passed: no metric fell by more than its limit."]
+        lines += [f"- {line}" for line in self.regressions] or [
+            "Passed: no metric fell by more than its limit, chance aside."
+        ]
         lines += ["", "## What made the runs differ", "", *(f"- {line}" for line in self.notes())]
         for title, rows in (
             ("Mean", self.table[self.table["category"] == MEAN]),

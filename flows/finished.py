@@ -17,6 +17,11 @@ from storage.errors import DataError, StoreError
 from storage.keys import StageKey, leaves
 
 
+_SECTIONS = frozenset(
+    ("finished", "engine", "experiment", "dataset", "store", "keys", "weights", "stages", "versions", "machine")
+)
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A folder that ``flows.outputs`` has written.
@@ -68,8 +73,8 @@ def read_finished(folder: Path) -> FinishedRun:
         components = {name: value for name, value in description["keys"]["score"].items() if name != "digest"}
         scores = Store(Path(description["store"])).artefact(StageKey(**components))
         run = FinishedRun(folder, description, scores)
-        if not run.experiment or not run.dataset:
-            raise ValueError("no name")
+        if not (run.experiment and run.dataset and _SECTIONS <= description.keys()):
+            raise ValueError("sections are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not the folder of a finished run (no usable run.json)") from error
     return run

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cascade.metrics import adjusted_p_values, p_value, percentile_intervals
 from storage.artefacts import Artefact
 from tasks.aggregate import MEAN, METRICS
 from tasks.uncertainty import (
     Evidence,
     ScoredImage,
     category_weights,
-    intervals,
     mean_of,
     read_evidence,
 )
@@ -105,51 +105,24 @@ def compare_paired(
     shared: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for category in sorted({image.category for image in (*run.images, *baseline.images)}):
         pairs = [pair for pair in matching.pairs if pair[0].category == category]
+        draws = _undefined(resamples), _undefined(resamples)
         if pairs:
             own = read_evidence(run.scores, [pair[0] for pair in pairs], [step])
             other = read_evidence(baseline.scores, [pair[1] for pair in pairs], [step])
             weights = category_weights(category, 3 * own.labels + other.labels, resamples, seed)
-            draws = own.resampled(weights)[0], other.resampled(weights)[0]
-            shared.append(_defined_in_both(*draws))
+            draws = _defined_in_both(own.resampled(weights)[0], other.resampled(weights)[0])
             worst += _losses(pairs, own, other)
-        else:
-            draws = _alone(run, category, step), _alone(baseline, category, step)
-        rows += _rows(category, draws, len(pairs), level)
+        whole = draws[0][0], draws[1][0]
+        if np.isnan(whole[0]).any():
+            whole = _whole(run, category, step), _whole(baseline, category, step)
+        shared.append(draws)
+        rows += _rows(category, draws, whole, len(pairs), level)
     cells = _with_adjusted(rows)
-    if shared:
-        mean = mean_of([own for own, _ in shared]), mean_of([other for _, other in shared])
-        cells += [row.cells for row in _rows(MEAN, mean, len(matching.pairs), level)]
+    mean = mean_of([own for own, _ in shared]), mean_of([other for _, other in shared])
+    cells += [row.cells for row in _rows(MEAN, mean, (mean[0][0], mean[1][0]), len(matching.pairs), level)]
     table = pd.DataFrame(cells, columns=list(COLUMNS))
     losses = pd.DataFrame(worst, columns=list(WORST_COLUMNS)).sort_values("difference", kind="stable")
     return Paired(table, losses.reset_index(drop=True))
-
-
-def p_value(differences: NDArray[np.float64]) -> float:
-    """Two-sided bootstrap p of resampled differences [R]: twice the smaller share on either side of 0.
-
-    The sample itself counts as one resample, so that p is never 0 (Davison & Hinkley 1997, section 4.2).
-    """
-    tails = (differences <= 0).sum(), (differences >= 0).sum()
-    return float(min(1.0, 2 * (min(tails) + 1) / (differences.size + 1)))
-
-
-def adjusted_p_values(differences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two-sided p of each column among all of them, [K]: how often the largest deviation of any is as large.
-
-    Deviations are in standard errors, resample by resample, so that correlated metrics do not count twice: the
-    single-step maximum of Westfall & Young (1993). The chance that any of K differences that are not there gets a p
-    below 0.05 is then about 0.05.
-
-    Args:
-        differences: float64 [1 + R, K], those of the sample first.
-    """
-    observed, drawn = differences[0], differences[1:]
-    error = drawn.std(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        deviation, largest = np.nan_to_num([abs(observed) / error]), np.nan_to_num(abs(drawn - observed) / error)
-    exceeded = (largest.max(axis=1, initial=0.0)[:, None] >= deviation).sum(axis=0)
-    p: NDArray[np.float64] = (1 + exceeded) / (1 + len(drawn))
-    return p
 
 
 def _numbered(images: Sequence[ScoredImage]) -> dict[tuple[str, str, int], ScoredImage]:
@@ -162,12 +135,12 @@ def _numbered(images: Sequence[ScoredImage]) -> dict[tuple[str, str, int], Score
     return numbered
 
 
-def _alone(side: Scored, category: str, step: str) -> NDArray[np.float64]:
-    """The metrics of a run's own images of a category that shares none, [1, metrics]."""
+def _whole(side: Scored, category: str, step: str) -> NDArray[np.float64]:
+    """The metrics of all images that a run has of a category, [metrics]."""
     own = [image for image in side.images if image.category == category]
     if not own:
-        return np.full((1, len(METRICS)), np.nan)
-    rows: NDArray[np.float64] = read_evidence(side.scores, own, [step]).resampled(np.ones((1, len(own))))[0]
+        return np.full(len(METRICS), np.nan)
+    rows: NDArray[np.float64] = read_evidence(side.scores, own, [step]).resampled(np.ones((1, len(own))))[0, 0]
     return rows
 
 
@@ -180,25 +153,35 @@ class _Row:
 
 
 def _rows(
-    category: str, draws: tuple[NDArray[np.float64], NDArray[np.float64]], images: int, level: float
+    category: str,
+    draws: tuple[NDArray[np.float64], NDArray[np.float64]],
+    whole: tuple[NDArray[np.float64], NDArray[np.float64]],
+    images: int,
+    level: float,
 ) -> list[_Row]:
-    """One row for each metric that either run has; ``draws`` are [1 + R, metrics], the sample itself first."""
+    """One row for each metric that either run has.
+
+    ``draws`` are the metrics of the shared images [1 + R, metrics], the sample itself first, NaN where either run has
+    none. There the metrics of the ``whole`` category [metrics] are shown.
+    """
     rows: list[_Row] = []
     for index, metric in enumerate(METRICS):
-        own, other = draws[0][0, index], draws[1][0, index]
-        cells = {"category": category, "metric": metric, "baseline": other, "run": own, "images": images}
-        if np.isnan(own) and np.isnan(other):
-            continue
-        if np.isnan(own) or np.isnan(other):
-            rows.append(_Row(cells | {"verdict": "vanished" if np.isnan(own) else "appeared"}, None))
-        elif not images:
-            rows.append(_Row(cells | {"verdict": "not comparable"}, None))
-        else:
-            differences = draws[0][:, index] - draws[1][:, index]
-            ((low, high),) = intervals(differences[1:, None], level)
-            judged = {"difference": own - other, "low": low, "high": high, "p_value": p_value(differences[1:])}
-            rows.append(_Row(cells | judged | {"verdict": _verdict(low, high)}, differences))
+        differences = draws[0][:, index] - draws[1][:, index]
+        own, other = (side[index] for side in whole)
+        cells: dict[str, Any] = {"category": category, "metric": metric, "images": images}
+        if not np.isnan(differences[0]):
+            own, other = draws[0][0, index], draws[1][0, index]
+            ((low, high),) = percentile_intervals(differences[1:, None], level)
+            judged = {"difference": differences[0], "low": low, "high": high, "p_value": p_value(differences[1:])}
+            rows.append(_Row(cells | judged | _values(own, other, _verdict(low, high)), differences))
+        elif not (np.isnan(own) and np.isnan(other)):
+            verdict: Verdict = "vanished" if np.isnan(own) else "appeared" if np.isnan(other) else "not comparable"
+            rows.append(_Row(cells | _values(own, other, verdict), None))
     return rows
+
+
+def _values(run: float, baseline: float, verdict: Verdict) -> dict[str, Any]:
+    return {"run": run, "baseline": baseline, "verdict": verdict}
 
 
 def _with_adjusted(rows: Sequence[_Row]) -> list[dict[str, Any]]:
@@ -232,7 +215,7 @@ def _losses(
             "difference": own[index] - other[index],
         }
         for index, (image, _) in enumerate(pairs)
-        if own[index] < other[index]
+        if own[index] < other[index] - _ROUNDING
     ]
 
 
@@ -241,3 +224,7 @@ def _defined_in_both(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     undefined = np.isnan(own) | np.isnan(other)
     return np.where(undefined, np.nan, own), np.where(undefined, np.nan, other)
+
+
+def _undefined(resamples: int) -> NDArray[np.float64]:
+    return np.full((1 + resamples, len(METRICS)), np.nan)

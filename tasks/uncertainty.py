@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from cascade.metrics import OccupiedBins, bins_of_scores, draw_weights, resampled_metrics
+from cascade.metrics import OccupiedBins, bins_of_scores, draw_weights, percentile_intervals, resampled_metrics
 from storage.artefacts import Artefact
 from storage.errors import ConfigError
 from tasks import score
@@ -72,7 +72,7 @@ def result_intervals(run: Run, *, resamples: int = RESAMPLES, seed: int = 0, lev
     rows: list[dict[str, Any]] = []
     for row in table_rows(run):
         resampled = by_category[row["category"]][score.STEPS.index(row["step"]), 1:]
-        for metric, (low, high) in zip(METRICS, intervals(resampled, level), strict=True):
+        for metric, (low, high) in zip(METRICS, percentile_intervals(resampled, level), strict=True):
             defined = row[metric] is not None
             rows.append(
                 {"category": row["category"], "step": row["step"], "metric": metric, "value": row[metric]}
@@ -177,8 +177,3 @@ def mean_of(categories: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         mean: NDArray[np.float64] = np.where(defined, stacked, 0.0).sum(axis=0) / defined.sum(axis=0)
     return mean
-
-
-def intervals(resampled: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-    """Percentile interval of each column of [R, M], as [M, 2]; NaN for a column of NaN."""
-    return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0).T

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The accepted run of each experiment and dataset.", no_args_is_help=True)
 ACCEPTED = "baseline"
+_WORST = 3
 
 
 def compare(
@@ -97,7 +98,15 @@ def _show(comparison: Comparison, console: Console) -> None:
     from tasks.aggregate import MEAN
 
     colours = {"fell": "red", "vanished": "red", "improved": "green"}
-    titles = ("category", "metric", "baseline", "run", "difference", f"{comparison.level:.0%} interval", "verdict")
+    titles = (
+        "category",
+        "metric",
+        "baseline",
+        "run",
+        "difference",
+        f"{100 * comparison.level:g} % interval",
+        "verdict",
+    )
     table = Table(*titles, box=None)
     for row in comparison.table.to_dict("records"):
         if row["category"] != MEAN and row["verdict"] == "unchanged":
@@ -111,6 +120,9 @@ def _show(comparison: Comparison, console: Console) -> None:
     console.print(table)
     for line in comparison.notes():
         console.print(plain(line), soft_wrap=True, highlight=False)
+    for row in comparison.worst.head(_WORST).to_dict("records"):
+        change = f"pixel AP {row['baseline']:.3f} → {row['run']:.3f}"
+        console.print(f"lost most {plain(row['path'])}: {change}", soft_wrap=True, highlight=False)
     for line in comparison.regressions:
         console.print(f"[red]regression[/red] {plain(line)}", soft_wrap=True, highlight=False)
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,45 +18,9 @@ from PIL import Image
 
 from flows.cli import main
 from storage.weights import REGISTRY, WeightsEntry
-from tests.flows.conftest import Bench, Recorder, files_of, save_adapter, save_scene
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def refusal(self) -> str:
-        """The one line that a refused input gets."""
-        assert self.code not in (0, 130)
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.startswith("error: ")
-        assert "Traceback" not in self.out + self.err
-        return self.err
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """``cascade`` with the given arguments, in this process and a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setenv("CASCADE_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.delenv("CASCADE_WEIGHTS_URL", raising=False)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        code = end.value.code
-        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
+from tasks.aggregate import METRICS
+from tasks.uncertainty import result_intervals
+from tests.flows.conftest import Bench, Cli, Recorder, files_of, save_adapter, save_scene
 
 
 @pytest.fixture
@@ -92,6 +57,28 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
     assert "config.weight: 0.5 → 0.25" in result.out
     names = {"results.csv", "results.parquet", "images.parquet", "points.parquet", "run.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_intervals_stand_beside_the_numbers(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    result = cli(*bench.arguments(), "--ci", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    table = pd.read_csv(tmp_path / "out" / "results.csv", dtype={"frame": str})
+    pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "out" / "results.parquet"))
+    run = bench.prepare().run
+    expected = result_intervals(run).set_index(["category", "step", "metric"])
+    for row in table.to_dict("records"):
+        for metric in METRICS:
+            low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+            own = expected.loc[(row["category"], row["step"], metric)]
+            assert (low, high) == pytest.approx((own["low"], own["high"]))
+            assert f"{100 * low:.1f}–{100 * high:.1f}" in result.out
+    described = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert described["intervals"] == {"level": 0.95, "resamples": 1000}
+    plain = cli(*bench.arguments(), "--out", tmp_path / "plain")
+    assert "–" not in plain.out
+    assert set(table.columns) - set(pd.read_csv(tmp_path / "plain" / "results.csv").columns) == {
+        f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high")
+    }
 
 
 def test_by_default_a_run_goes_to_a_new_folder_under_runs(cli: Cli, bench: Bench, tmp_path: Path) -> None:
