@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from tasks.comparison import Matching
 from tasks.uncertainty import ScoredImage
 
 _SHOWN = 12
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ def what_changed(run: FinishedRun, baseline: FinishedRun, matching: Matching) ->
     }
     changes = [Change(kind, line) for kind, (new, old) in sections.items() for line in differences(new, old)]
     return (*_images(matching), *changes)
+
+
+def describe(changes: Sequence[Change]) -> list[str]:
+    """One line for each change, many of a kind cut short; a line that says so if there is none."""
+    lines = []
+    for kind in dict.fromkeys(change.kind for change in changes):
+        own = [change.what for change in changes if change.kind == kind]
+        lines += [f"{kind} {what}" for what in own[:_LISTED]]
+        lines += [f"{kind}: {len(own) - _LISTED} more"] if len(own) > _LISTED else []
+    return lines or ["nothing: same images, masks, weights, configuration, stage versions and libraries"]
 
 
 def _configuration(description: Mapping[str, Any]) -> dict[str, Any]:

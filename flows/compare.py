@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.changes import Change, what_changed
+from flows.changes import Change, describe, what_changed
 from flows.finished import FinishedRun, read_finished
 from storage.atomic import replacing, write_text
 from storage.errors import ConfigError, DataError, nearest
@@ -19,7 +19,6 @@ from tasks.score import STEPS
 from tasks.uncertainty import LEVEL, RESAMPLES, ScoredImage, check_interval
 
 DEFAULT_LIMITS: Mapping[str, float] = dict.fromkeys(METRICS, 0.01)
-_LISTED = 20
 _WORST = 10
 
 
@@ -69,12 +68,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """What made the runs differ, one line each, many of a kind cut short; and which images were not compared."""
-        lines = []
-        for kind in dict.fromkeys(change.kind for change in self.changes):
-            own = [change.what for change in self.changes if change.kind == kind]
-            lines += [f"{kind} {what}" for what in own[:_LISTED]]
-            lines += [f"{kind}: {len(own) - _LISTED} more"] if len(own) > _LISTED else []
-        lines = lines or ["nothing: same images, masks, weights, configuration, stage versions and libraries"]
+        lines = describe(self.changes)
         only_run, only_baseline = self.unmatched
         if only_run or only_baseline:
             lines.append(f"not compared: {only_run} images of the run, {only_baseline} of the baseline")
@@ -171,9 +165,10 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         comparison.table.to_csv(path, index=False)
 
 
-def _scored(run: FinishedRun, table: pd.DataFrame) -> Scored:
+def scored_images(table: pd.DataFrame) -> tuple[ScoredImage, ...]:
+    """The images of a run, from its ``images.parquet``."""
     rows = table[table["step"] == STEPS[0]].to_dict("records")
-    images = tuple(
+    return tuple(
         ScoredImage(
             category=row["category"],
             image_id=row["image_id"],
@@ -183,6 +178,10 @@ def _scored(run: FinishedRun, table: pd.DataFrame) -> Scored:
         )
         for row in rows
     )
+
+
+def _scored(run: FinishedRun, table: pd.DataFrame) -> Scored:
+    images = scored_images(table)
     if not run.scores.exists or run.scores.missing(image.item for image in images):
         raise DataError(f"{run.folder}: its scores are not in the store any more; restore them with `{run.command()}`")
     return Scored(run.scores, images)

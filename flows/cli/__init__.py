@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.cli import compare, data, history, run, store, train, weights
+from flows.cli import compare, data, history, run, schedule, store, train, weights
 
 app = typer.Typer(
     name="cascade",
@@ -15,7 +15,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run.run, run.demo, data.generate, data.check, data.export, compare.compare, history.history):
+for command in (
+    run.run,
+    run.demo,
+    compare.compare,
+    history.history,
+    schedule.reevaluate,
+    schedule.serve,
+    data.generate,
+    data.check,
+    data.export,
+):
     app.command()(command)
 for name, group in (("baseline", compare.app), ("store", store.app), ("weights", weights.app), ("train", train.app)):
     app.add_typer(group, name=name)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The accepted run of each experiment and dataset.", no_args_is_help=True)
 ACCEPTED = "baseline"
+MaxDropOption = Annotated[
+    list[str] | None,
+    typer.Option("--max-drop", help="How far a metric may fall, e.g. pixel_ap=0.02; 0.01 for all by default."),
+]
 _WORST = 3
 
 
@@ -24,10 +28,7 @@ def compare(
     baseline: Annotated[
         str, typer.Argument(metavar="BASELINE", help="Folder of the run before, or 'baseline' for the accepted one.")
     ],
-    max_drop: Annotated[
-        list[str] | None,
-        typer.Option("--max-drop", help="How far a metric may fall, e.g. pixel_ap=0.02; 0.01 for all by default."),
-    ] = None,
+    max_drop: MaxDropOption = None,
     level: Annotated[float, typer.Option("--ci", help="Level of the intervals.")] = 0.95,
     step: Annotated[str | None, typer.Option(help="Step to compare; the last by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of comparison.md and .csv; RUN by default.")] = None,
@@ -38,7 +39,7 @@ def compare(
     from flows.compare import compare_runs, write_comparison
     from tasks.score import STEPS
 
-    limits = dict(_limit(each) for each in max_drop or [])
+    limits = limits_of(max_drop)
     other = baseline_of(Settings().runs, run_folder) if baseline == ACCEPTED else Path(baseline)
     with spinner("drawing images"):
         comparison = compare_runs(run_folder, other, limits, step=step or STEPS[-1], level=level)
@@ -76,6 +77,11 @@ def baseline_show() -> None:
     for each in baselines(Settings().runs):
         table.add_row(*map(plain, (each.experiment, each.dataset, each.accepted, each.folder)))
     make_console().print(table)
+
+
+def limits_of(max_drop: list[str] | None) -> dict[str, float]:
+    """The limits of ``--max-drop``. Raises ``ConfigError`` if one is not of the form metric=fraction."""
+    return dict(_limit(each) for each in max_drop or [])
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from configs.schema import Experiment
+    from flows.evaluate import Reporter, StageResult
+    from tasks.stage import Run
 
 Engine = Literal["prefect", "local"]
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Folder of images, dataset root or table.")]
@@ -50,3 +53,15 @@ def load_with_options(
     if engine == "local" and experiment.runtime.runner != "threads":
         raise ConfigError(f"runtime.runner '{experiment.runtime.runner}' needs --engine prefect")
     return experiment
+
+
+def evaluator(engine: Engine) -> Callable[[Run, Reporter], Sequence[StageResult]]:
+    """What runs all stages of a run on an engine; Prefect is imported only if it is asked for."""
+    if engine == "local":
+        from flows.evaluate import evaluate
+        from flows.local_engine import execute_locally
+
+        return lambda run, reporter: evaluate(run, execute_locally, reporter)
+    from flows.prefect_engine import evaluate_on_prefect
+
+    return evaluate_on_prefect

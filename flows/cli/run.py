@@ -16,6 +16,7 @@ from flows.cli.options import (
     RunnerOption,
     SetOption,
     StoreOption,
+    evaluator,
     load_with_options,
 )
 
@@ -72,9 +73,8 @@ def run_and_show(
 ) -> None:
     """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
     from configs.settings import Settings
-    from flows.evaluate import evaluate, plan
+    from flows.evaluate import plan
     from flows.history import remember_run
-    from flows.local_engine import execute_locally
     from flows.outputs import default_folder, write_run
     from flows.prepare import prepare, remember_checked
     from flows.progress import RichReporter
@@ -88,12 +88,7 @@ def run_and_show(
     for line in prepared.warnings:
         console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
     with RichReporter(console) as reporter:
-        if engine == "local":
-            results = evaluate(prepared.run, execute_locally, reporter)
-        else:
-            from flows.prefect_engine import evaluate_on_prefect
-
-            results = evaluate_on_prefect(prepared.run, reporter)
+        results = evaluator(engine)(prepared.run, reporter)
     bounds = None
     if intervals:
         from tasks.uncertainty import result_intervals
