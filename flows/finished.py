@@ -16,7 +16,6 @@ from storage.artefacts import Artefact, Store
 from storage.errors import DataError, StoreError
 from storage.keys import StageKey, leaves
 
-
 _SECTIONS = frozenset(
     ("finished", "engine", "experiment", "dataset", "store", "keys", "weights", "stages", "versions", "machine")
 )
@@ -73,7 +72,7 @@ def read_finished(folder: Path) -> FinishedRun:
         components = {name: value for name, value in description["keys"]["score"].items() if name != "digest"}
         scores = Store(Path(description["store"])).artefact(StageKey(**components))
         run = FinishedRun(folder, description, scores)
-        if not (run.experiment and run.dataset and _SECTIONS <= description.keys()):
+        if not (run.experiment and run.dataset and description.keys() >= _SECTIONS):
             raise ValueError("sections are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not the folder of a finished run (no usable run.json)") from error
