@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import make_console, plain, show_results, spinner
-from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, load_with_options
+from flows.cli.options import (
+    DatasetOption,
+    DevicesOption,
+    Engine,
+    EngineOption,
+    RunnerOption,
+    SetOption,
+    StoreOption,
+    load_with_options,
+)
 
 if TYPE_CHECKING:
     from configs.schema import Experiment
@@ -23,6 +32,8 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
     store: StoreOption = None,
     engine: EngineOption = "prefect",
+    runner: RunnerOption = None,
+    devices: DevicesOption = None,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Test an adapter on its own training data, and mark every table.")
     ] = False,
@@ -31,7 +42,8 @@ def run(
     ] = False,
 ) -> None:
     """Evaluate an experiment on a dataset; what the store has is not computed again."""
-    run_and_show(load_with_options(experiment, dataset, settings), out, store, engine, allow_leak, intervals)
+    loaded = load_with_options(experiment, dataset, settings, engine=engine, runner=runner, devices=devices)
+    run_and_show(loaded, out, store, engine, allow_leak, intervals)
 
 
 def demo(

@@ -45,12 +45,13 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
     result = cli(*bench.arguments("score.weight=0.25"), "--out", tmp_path / "out")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
-    assert [line[:2] for line in lines[:6]] == [
+    assert [line[:2] for line in lines[:7]] == [
         ["embed", "hit"],
         ["localise", "hit"],
         ["prompt", "hit"],
         ["refine", "hit"],
         ["score", "miss"],
+        ["tally", "miss"],
         ["aggregate", "miss"],
     ]
     assert "config.weight: 0.5 → 0.25" in result.out
@@ -312,9 +313,8 @@ def test_store_ls_lists_every_artefact(cli: Cli, bench: Bench) -> None:
     assert result.code == 0
     rows = [line.split()[:3] for line in result.out.splitlines() if line.split()[0] != "stage"]
     listed = {(row[0], row[2]) for row in rows if len(row) == 3 and re.fullmatch("[0-9a-f]{12}", row[1])}
-    assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | {
-        ("aggregate", "1")
-    }
+    ends = {("tally", "2"), ("aggregate", "1")}
+    assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | ends
 
 
 def test_store_ls_of_no_store_is_empty_and_creates_nothing(cli: Cli, tmp_path: Path) -> None:
