@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +36,20 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+# Appends a run twenty times, from when every process is ready.
+APPEND = """
+import os, sys, time
+from pathlib import Path
+from flows.history import remember_run
+runs, folder, go = map(Path, sys.argv[1:])
+go.with_suffix(f".{os.getpid()}").touch()
+while not go.exists():
+    time.sleep(0.001)
+for _ in range(20):
+    remember_run(runs, folder)
+"""
+
+
 def listed(text: str) -> list[str]:
     """The names of the run folders in a listing, in order."""
     return [line.split()[-1].rpartition("/")[2] for line in text.splitlines()[1:]]
@@ -63,12 +78,15 @@ def test_a_run_is_a_row_with_what_it_found_and_what_it_cost(bench: Bench, cli: C
 
 def test_appends_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     folders = [finished_at(tmp_path / f"run{number}", "2026-01-02T00:00:00+00:00") for number in range(2)]
-    script = "import sys; from pathlib import Path; from flows.history import remember_run\nfor _ in range(5):\n    "
-    script += "remember_run(Path(sys.argv[1]), Path(sys.argv[2]))"
-    commands = [[sys.executable, "-c", script, tmp_path / "runs", folder] for folder in folders]
-    processes = [subprocess.Popen(command) for command in commands]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", APPEND, tmp_path / "runs", folder, tmp_path / "go"])
+        for folder in folders
+    ]
+    while len(list(tmp_path.glob("go.*"))) < 2:
+        time.sleep(0.05)
+    (tmp_path / "go").touch()
     assert [process.wait() for process in processes] == [0, 0]
-    assert read_history(tmp_path / "runs")["folder"].value_counts().to_dict() == {str(each): 5 for each in folders}
+    assert read_history(tmp_path / "runs")["folder"].value_counts().to_dict() == {str(each): 20 for each in folders}
 
 
 @pytest.mark.parametrize(
