@@ -31,14 +31,23 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(experiment: Experiment, store: Path, settings: Settings, *, allow_leak: bool = False) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    store: Path,
+    settings: Settings,
+    *,
+    allow_leak: bool = False,
+    manifest: Manifest | None = None,
+) -> Prepared:
     """Find and verify images and checkpoints; nothing is written.
+
+    ``manifest`` is what :func:`read_manifest` returned for the same dataset, so that several runs read it once.
 
     Raises:
         ConfigError, DataError, WeightsError: see their messages.
         LeakError: the adapter was trained on the data it would be tested on, and ``allow_leak`` is false.
     """
-    manifest = read_manifest(experiment, store)
+    manifest = manifest or read_manifest(experiment, store)
     run = Run(experiment, manifest, store.resolve(), locate_weights(experiment, settings))
     leak = find_leak(experiment, manifest, run.weights["adapter"])
     if leak and not allow_leak:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from configs.schema import Experiment
+
 _LOG_WIDTH = 120
+PAPER_MODELS = ("vit_h", "ViT-L-14-336")
 
 
 def show_results(results: pd.DataFrame, console: Console) -> None:
     """The table of results in per cent, a blank cell where a metric is undefined."""
-    import math
-
     from rich.table import Column, Table
 
     from tasks.aggregate import METRICS
@@ -25,9 +26,25 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     category = Column("category", no_wrap=True)
     table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
     for row in results.to_dict("records"):
-        cells = ["" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in METRICS]
+        cells = [per_cent(row[name]) for name in METRICS]
         table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
     console.print(table)
+
+
+def per_cent(value: float) -> str:
+    """A cell: one decimal, or blank where the value is not defined."""
+    return "" if value != value else f"{100 * value:.1f}"
+
+
+def models_note(experiments: Sequence[Experiment]) -> str | None:
+    """What has to be said where figures of ours stand beside the paper's; ``None`` if all models are the paper's."""
+    used = {(each.embed.backbone, each.localise.backbone) for each in experiments}
+    others = sorted(used - {PAPER_MODELS})
+    if not others:
+        return None
+    shown = "; ".join(f"SAM {sam}, CLIP {clip}" for sam, clip in others)
+    mini = " The mini models are not a claim about the paper's." if any("mini" in pair for pair in others) else ""
+    return f"not the paper's models ({shown}); do not compare these figures with the paper's.{mini}"
 
 
 def make_console() -> Console:

@@ -22,6 +22,11 @@ def load_with_options(source: str, dataset: Path | None, overrides: list[str] | 
     """A preset or YAML file with ``--dataset`` and ``--set`` laid over it."""
     from configs.loader import load_experiment
 
+    return load_experiment(source, as_overrides(dataset, overrides))
+
+
+def as_overrides(dataset: Path | None, overrides: list[str] | None) -> list[str]:
+    """``--dataset`` and ``--set`` as overrides."""
     # a JSON string is the same string in YAML
     given = [f"dataset.path={json.dumps(str(dataset), ensure_ascii=False)}"] if dataset is not None else []
-    return load_experiment(source, [*given, *(overrides or [])])
+    return [*given, *(overrides or [])]
