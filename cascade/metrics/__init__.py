@@ -1,5 +1,6 @@
 """Segmentation metrics, exact for float16 scores, from histograms that add."""
 
+from cascade.metrics.bootstrap import OccupiedBins, bins_of_scores, draw_weights, resampled_metrics
 from cascade.metrics.curves import (
     ImageMetrics,
     PixelMetrics,
@@ -15,16 +16,20 @@ from cascade.metrics.regions import region_weights
 
 __all__ = [
     "ImageMetrics",
+    "OccupiedBins",
     "PixelMetrics",
     "ScoreHistogram",
     "aupro",
     "auroc",
     "average_precision",
     "bin_values",
+    "bins_of_scores",
     "distinct_histogram",
+    "draw_weights",
     "f1_max",
     "image_metrics",
     "region_weights",
+    "resampled_metrics",
     "score_histogram",
     "summary",
 ]

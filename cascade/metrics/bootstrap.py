@@ -1,0 +1,230 @@
+"""The metrics of many resamples of the images, from per-image histograms; no pixel is read again.
+
+A resample draws images with replacement, so its pooled histogram is a sum of the images' histograms, each as often as
+its image was drawn: one row of a matrix of weights times the matrix of counts.
+
+Only scores that some anomalous pixel has are needed as thresholds. Between two of them no positive is gained, whatever
+is drawn, so that AP gains nothing there, F1 only falls, and the curves of AUROC and AUPRO are level: the normal pixels
+in between are one number. This merges nothing that could be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+_THRESHOLDS_AT_ONCE = 256  # matrices of 1,000 resamples stay in the processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class OccupiedBins:
+    """The bins of one image that hold pixels, ascending.
+
+    Attributes:
+        bins: int64 [K], places on a scale of scores that all images share.
+        negatives: int64 [K], normal pixels.
+        positives: int64 [K], anomalous pixels.
+        regions: float64 [K], anomalous pixels weighted by 1 / (pixels of their region).
+    """
+
+    bins: NDArray[np.int64]
+    negatives: NDArray[np.int64]
+    positives: NDArray[np.int64]
+    regions: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, negatives: NDArray[Any], positives: NDArray[Any], regions: NDArray[np.float64]) -> OccupiedBins:
+        """The occupied bins of a histogram: counts [B] of any integer type, and float64 [B]."""
+        bins = np.flatnonzero(negatives + positives)
+        return cls(bins, negatives[bins].astype(np.int64), positives[bins].astype(np.int64), regions[bins])
+
+
+def bins_of_scores(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> list[OccupiedBins]:
+    """One image-level score and label for each image, as images of a single pixel without regions."""
+    _, ranks = np.unique(scores, return_inverse=True)
+    return [
+        OccupiedBins(np.array([rank]), np.array([not label], np.int64), np.array([label], np.int64), np.zeros(1))
+        for rank, label in zip(ranks, labels, strict=True)
+    ]
+
+
+def draw_weights(strata: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """How often each image is drawn: the sample itself in row 0, then ``resamples`` draws with replacement.
+
+    Each stratum keeps its number of images. With good and defective images as strata no resample is without one of
+    them, so that every metric which the sample has, every resample has; and their numbers were chosen by whoever made
+    the test set, so they are no part of what is uncertain.
+
+    Args:
+        strata: int64 [N], the stratum of each image.
+        resamples: number of draws.
+        rng: source of randomness; equal generators draw the same.
+
+    Returns:
+        float64 [1 + resamples, N], whole numbers.
+    """
+    weights = np.ones((1 + resamples, strata.size))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        weights[1:, members] = rng.multinomial(members.size, np.full(members.size, 1 / members.size), resamples)
+    return weights
+
+
+def resampled_metrics(
+    images: Sequence[OccupiedBins], weights: NDArray[np.float64], limit: float = 0.3
+) -> NDArray[np.float64]:
+    """AUROC, F1-max, AP and AUPRO of weighted images, as ``summary`` gives them for the weighted sum of histograms.
+
+    Args:
+        images: N images on one scale of bins.
+        weights: float64 [R, N], whole numbers: how often each image counts.
+        limit: of AUPRO's false-positive rate, in (0, 1].
+
+    Returns:
+        float64 [R, 4] in [0, 1], in the order of ``PixelMetrics``; NaN where ``summary`` has NaN. Counts are exact
+        up to 2^53; the results differ from ``summary`` in their last bits only.
+    """
+    counts = _Counts.of(images)
+    found, normal, regions = weights @ counts.anomalous, weights @ counts.normal, weights @ counts.in_regions
+    sums = _sweep(counts, weights, found, limit * normal)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = np.stack(
+            [
+                1 - sums.beaten / (found * normal),
+                sums.best,
+                sums.precision / found,
+                sums.area / (limit * normal * regions),
+            ],
+            axis=1,
+        )
+    result[found == 0] = np.nan
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """Sparse [N, T] counts over the thresholds that any image's positives have, from the highest to the lowest.
+
+    ``negatives`` holds normal pixels from each threshold up to the one before, ``ties`` those with exactly its score.
+    """
+
+    positives: sparse.csc_array
+    negatives: sparse.csc_array
+    ties: sparse.csc_array
+    regions: sparse.csc_array
+    anomalous: NDArray[np.float64]  # [N], all positives
+    normal: NDArray[np.float64]  # [N], all negatives
+    in_regions: NDArray[np.float64]  # [N], regions
+
+    @classmethod
+    def of(cls, images: Sequence[OccupiedBins]) -> _Counts:
+        rows = np.repeat(np.arange(len(images)), [each.bins.size for each in images])
+        bins, negatives, positives, regions = (
+            np.concatenate([getattr(each, name) for each in images])
+            for name in ("bins", "negatives", "positives", "regions")
+        )
+        thresholds = np.unique(bins[positives > 0])
+        shape = (len(images), thresholds.size)
+        # the first threshold, from the highest down, that is not above the bin; none for the lowest bins
+        columns = thresholds.size - np.searchsorted(thresholds, bins, side="right")
+        is_threshold = np.isin(bins, thresholds)
+
+        def matrix(values: NDArray[Any], chosen: NDArray[np.bool_]) -> sparse.csc_array:
+            used = chosen & (values > 0)
+            return sparse.csc_array((values[used].astype(np.float64), (rows[used], columns[used])), shape=shape)
+
+        return cls(
+            positives=matrix(positives, is_threshold),
+            negatives=matrix(negatives, columns < thresholds.size),
+            ties=matrix(negatives, is_threshold),
+            regions=matrix(regions, is_threshold),
+            anomalous=np.array([each.positives.sum() for each in images], np.float64),
+            normal=np.array([each.negatives.sum() for each in images], np.float64),
+            in_regions=np.array([each.regions.sum() for each in images]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What a sweep over the thresholds adds up; float64 [R] each.
+
+    Attributes:
+        best: largest F1.
+        precision: positives gained at a threshold times precision there.
+        beaten: pairs of an anomalous and a normal pixel in the wrong order, ties as halves.
+        area: regions found, integrated over false alarms up to the limit.
+    """
+
+    best: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    beaten: NDArray[np.float64]
+    area: NDArray[np.float64]
+
+
+def _sweep(
+    counts: _Counts, weights: NDArray[np.float64], found: NDArray[np.float64], limit: NDArray[np.float64]
+) -> _Sums:
+    """Lower the threshold from the highest score to the lowest, some thresholds at a time.
+
+    Pairs of pixels belong to pairs of images, so one matrix [N, N] gives ``beaten`` of every resample. The same is true
+    of ``area`` as long as no resample has reached its limit, and no area is left when all have.
+    """
+    defective = np.flatnonzero(counts.anomalous)
+    positives, regions, drawn = counts.positives[defective], counts.regions[defective], weights[:, defective]
+    best, precision, area = (np.zeros(len(weights)) for _ in range(3))
+    beaten, above = np.zeros((2, len(defective), len(counts.normal)))
+    reached = np.zeros(len(defective))
+    hits, alarms = np.zeros((len(defective), 1)), np.zeros((len(counts.normal), 1))
+    tp_before, fp_before = np.zeros((len(weights), 1)), np.zeros(len(weights))
+    for start in range(0, positives.shape[1], _THRESHOLDS_AT_ONCE):
+        part = slice(start, start + _THRESHOLDS_AT_ONCE)
+        own_positives, own_regions = positives[:, part].toarray(), regions[:, part].toarray()
+        own_hits = np.cumsum(own_positives, axis=1) + hits
+        own_alarms = np.cumsum(counts.negatives[:, part].toarray(), axis=1) + alarms
+        half_ties = counts.ties[:, part].toarray() / 2
+        tp, fp = drawn @ own_hits, weights @ own_alarms
+        alarmed = np.maximum(tp + fp, 1)  # never 0 where a positive is gained
+        precision += np.einsum("rt,rt->r", np.diff(tp, axis=1, prepend=tp_before), tp / alarmed)
+        np.maximum(best, np.max(2 * tp / (alarmed + found[:, None]), axis=1), out=best)
+        beaten += own_positives @ (own_alarms - half_ties).T
+        if (fp[:, -1] <= limit).all():
+            above += own_regions @ (own_alarms - half_ties).T
+            reached += own_regions.sum(axis=1)
+        elif (fp_before < limit).any():
+            area += _area(fp - weights @ (2 * half_ties), fp, drawn @ own_regions, limit)
+        hits, alarms, tp_before, fp_before = own_hits[:, -1:], own_alarms[:, -1:], tp[:, -1:], fp[:, -1]
+    return _Sums(
+        best=best,
+        precision=precision,
+        beaten=_of_pairs(drawn, beaten, weights),
+        area=area + limit * (drawn @ reached) - _of_pairs(drawn, above, weights),
+    )
+
+
+def _area(
+    start: NDArray[np.float64], end: NDArray[np.float64], gained: NDArray[np.float64], limit: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Area below recalls ``gained`` while false alarms grow from ``start`` to ``end``, all [R, T].
+
+    A gain adds the mean of max(limit - u, 0) over u in [start, end]: the trapezoid rule with linear interpolation at
+    the limit.
+    """
+    left, left_after = np.maximum(limit[:, None] - start, 0), np.maximum(limit[:, None] - end, 0)
+    height = (left + left_after) / 2
+    cut = np.nonzero((left > 0) & (left_after == 0))
+    height[cut] *= left[cut] / (end - start)[cut]
+    area: NDArray[np.float64] = np.einsum("rt,rt->r", gained, height)
+    return area
+
+
+def _of_pairs(
+    rows: NDArray[np.float64], pairs: NDArray[np.float64], columns: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The quadratic form of each resample's weights, float64 [R]."""
+    total: NDArray[np.float64] = np.einsum("rn,rn->r", rows @ pairs, columns)
+    return total
