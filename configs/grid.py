@@ -43,7 +43,7 @@ class Grid(Section):
     """An ablation: the keys that vary, and the table of published numbers that it is shown beside."""
 
     name: str = Field("grid", pattern=r"^[A-Za-z0-9._-]+$")
-    axes: Axes
+    axes: Axes = Axes()
     published: str | None = Field(None, description="a name in configs/published")
 
 
@@ -98,7 +98,7 @@ def expand(grid: Grid, source: str, overrides: Sequence[str] = ()) -> list[Varia
     for changes in combinations:
         # a JSON value is the same value in YAML
         own = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
-        variants.append(Variant(_name(changes, keys), changes, load_experiment(source, [*overrides, *own])))
+        variants.append(Variant(variant_name(changes, keys), changes, load_experiment(source, [*overrides, *own])))
     _require_different(grid, variants)
     return variants
 
@@ -114,6 +114,19 @@ def value_at(experiment: Experiment, key: str) -> Any:
     for name in key.split("."):
         value = value[name]
     return value
+
+
+def variant_name(changes: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """``shape=cross,size=20``: last names of keys where they are clear, and short values."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    parts = []
+    for key, value in changes.items():
+        short = key.rpartition(".")[2]
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        parts.append(
+            f"{short if last[short] == 1 else key}={text if len(text) <= _SHORT_VALUE else '…' + text[-_SHORT_VALUE:]}"
+        )
+    return ",".join(parts) or BASE
 
 
 def _combinations(grid: Grid) -> list[dict[str, Any]]:
@@ -153,19 +166,6 @@ def _require_value_key(key: str) -> None:
         model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
     if model is not None:
         raise ConfigError(f"grid key '{key}' is a section; vary one of its keys: {', '.join(model.model_fields)}")
-
-
-def _name(changes: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """``shape=cross,size=20``: last names of keys where they are clear, and short values."""
-    last = Counter(key.rpartition(".")[2] for key in keys)
-    parts = []
-    for key, value in changes.items():
-        short = key.rpartition(".")[2]
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        parts.append(
-            f"{short if last[short] == 1 else key}={text if len(text) <= _SHORT_VALUE else '…' + text[-_SHORT_VALUE:]}"
-        )
-    return ",".join(parts) or BASE
 
 
 def _require_different(grid: Grid, variants: Sequence[Variant]) -> None:

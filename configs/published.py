@@ -63,12 +63,16 @@ class KnownDataset(Section):
         folders: usual names of its folder, in lower case.
         images: number of test images.
         get: how to get it.
+        auxiliary: the dataset on which an adapter that is tested on this one is trained.
+        recipe: of that training, as ``--train`` takes it.
     """
 
     title: str
     folders: tuple[str, ...]
     images: int
     get: str
+    auxiliary: str
+    recipe: tuple[str, ...]
 
 
 def published_names() -> list[str]:

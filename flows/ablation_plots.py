@@ -12,6 +12,7 @@ from storage.atomic import replacing
 
 _PANEL = (3.2, 2.8)  # inches
 _LEGEND_ENTRIES = 12
+_LABEL = 28  # characters
 
 
 def write_plot(path: Path, wide: pd.DataFrame, metric: str) -> None:
@@ -35,12 +36,18 @@ def write_plot(path: Path, wide: pd.DataFrame, metric: str) -> None:
 def _draw(panel: Axes, lines: pd.DataFrame, step: str | None) -> None:
     places = range(len(lines.columns))
     for name, values in zip(lines.index, lines.to_numpy(), strict=True):
-        label = ", ".join(str(part) for part in name) if isinstance(name, tuple) else str(name)
+        label = ", ".join(_short(part) for part in name) if isinstance(name, tuple) else _short(name)
         panel.plot(places, 100 * values, marker="o", markersize=4, label=label)
-    panel.set_xticks(list(places), [str(column) for column in lines.columns])
+    panel.set_xticks(list(places), [_short(column) for column in lines.columns])
     if len(lines.columns) > 4 or lines.columns.name in ("variant", "step"):
         panel.tick_params("x", rotation=90, labelsize="x-small")
     panel.set_xlabel(str(lines.columns.name).rpartition(".")[2])
     if step is not None:
         panel.set_title(step, fontsize="medium")
     panel.grid(alpha=0.3)
+
+
+def _short(label: object) -> str:
+    """The end of a label, where paths and names of variants differ."""
+    text = str(label)
+    return text if len(text) <= _LABEL else "…" + text[1 - _LABEL :]

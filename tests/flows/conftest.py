@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from cascade.sam.build import build_sam
 from cascade.synthesis.scene import generate_scene
 from configs.loader import load_experiment
 from configs.settings import Settings
+from flows.cli import main
 from flows.evaluate import StagePlan, StageResult, evaluate
 from flows.generate import generate_dataset
 from flows.local_engine import execute_locally
@@ -117,6 +119,24 @@ class Bench:
             "local",
             *settings,
         ]
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def refusal(self) -> str:
+        """The one line that a refused input gets."""
+        assert self.code not in (0, 130)
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.startswith("error: ")
+        assert "Traceback" not in self.out + self.err
+        return self.err
+
+
+Cli = Callable[..., Result]
 
 
 def save_adapter(path: Path, training: Mapping[str, Any] | None = None, *, layers: int = 4, seed: int = 2) -> Path:
@@ -235,3 +255,23 @@ def odd_sizes(tmp_path: Path, weights: tuple[str, ...]) -> Bench:
     (folder / "ground_truth" / "bent").mkdir(parents=True)
     Image.fromarray(mask).save(folder / "ground_truth" / "bent" / "0_mask.png")
     return Bench(folder.parent, tmp_path / "store", (*OVERRIDES, *weights))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """``cascade`` with the given arguments, in this process and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("CASCADE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.delenv("CASCADE_WEIGHTS_URL", raising=False)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        code = end.value.code
+        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return call

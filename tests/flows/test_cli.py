@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,45 +17,7 @@ from PIL import Image
 
 from flows.cli import main
 from storage.weights import REGISTRY, WeightsEntry
-from tests.flows.conftest import Bench, Recorder, files_of, save_adapter, save_scene
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def refusal(self) -> str:
-        """The one line that a refused input gets."""
-        assert self.code not in (0, 130)
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.startswith("error: ")
-        assert "Traceback" not in self.out + self.err
-        return self.err
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """``cascade`` with the given arguments, in this process and a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setenv("CASCADE_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.delenv("CASCADE_WEIGHTS_URL", raising=False)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        code = end.value.code
-        return Result(code if isinstance(code, int) else 0, printed.out, printed.err)
-
-    return call
+from tests.flows.conftest import Bench, Cli, Recorder, files_of, save_adapter, save_scene
 
 
 @pytest.fixture
@@ -398,12 +360,12 @@ def test_ctrl_c_says_that_finished_items_are_kept(cli: Cli, empty: Bench, monkey
     assert "6 of 8 computed" in cli(*empty.arguments()).out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["weights", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ablate", "--help"], ["weights", "--help"]])
 def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom flows.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "slow = {'torch', 'prefect', 'pandas', 'zarr', 'scipy', 'open_clip', 'sklearn', 'cv2'}\n"
+        "slow = {'torch', 'prefect', 'pandas', 'zarr', 'scipy', 'open_clip', 'sklearn', 'cv2', 'matplotlib'}\n"
         "print('imported:', *sorted(slow & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
