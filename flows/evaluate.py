@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from storage.artefacts import Artefact, Store
@@ -89,13 +90,17 @@ def plan(run: Run) -> list[StagePlan]:
     return [plan_stage(run, stage) for stage in STAGES]
 
 
-def evaluate(run: Run, execute: Executor, reporter: Reporter) -> list[StageResult]:
-    """Run every stage. An item that turns out to be damaged is computed again, once."""
+def evaluate(
+    run: Run, execute: Executor, reporter: Reporter, finished: Mapping[str, StageResult] = MappingProxyType({})
+) -> list[StageResult]:
+    """Run every stage. An item that turns out to be damaged is computed again, once.
+
+    Stages of ``finished``, by name, were found complete for the same items a moment ago; they run only if damage shows.
+    """
     plan(run)
     mended: set[tuple[str, str]] = set()
-    results: dict[str, StageResult] = {}
-    while len(results) < len(STAGES):
-        stage = STAGES[len(results)]
+    results = dict(finished)
+    while stage := next((each for each in STAGES if each.name not in results), None):
         try:
             results[stage.name] = run_stage(run, stage, execute, reporter)
         except CorruptItem as error:
@@ -106,7 +111,7 @@ def evaluate(run: Run, execute: Executor, reporter: Reporter) -> list[StageResul
             source = next(each for each in STAGES if error.artefact.startswith(f"{each.name}/"))
             run.artefact(source.key(run)).forget(error.item)
             results = {name: result for name, result in results.items() if _before(name, source.name)}
-    return list(results.values())
+    return [results[stage.name] for stage in STAGES]
 
 
 def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> StageResult:

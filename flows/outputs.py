@@ -94,4 +94,5 @@ def _description(prepared: Prepared, results: Sequence[StageResult], engine: str
         "stages": [asdict(result) for result in results],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "machine": platform.machine(),
+        "node": platform.node(),
     }

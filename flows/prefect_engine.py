@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 # Read by Prefect when it is imported. A user's own setting wins.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -19,6 +19,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 
+from configs.schema import RuntimeConfig
 from flows.evaluate import Reporter, StageResult, evaluate
 from flows.runners import make_runner
 from storage.artefacts import Artefact
@@ -28,35 +29,55 @@ from tasks.shards import ShardReference, abandon, holds, shard_digest
 from tasks.stage import Run, Stage, StageItem
 
 _ARTIFACT_ROWS = 200
+Result = TypeVar("Result")
 
 
 def evaluate_on_prefect(run: Run, reporter: Reporter) -> list[StageResult]:
     """Run every stage inside a Prefect flow run; starts Prefect's own server if none is configured."""
+    experiment, manifest = run.experiment, run.manifest
+
+    def work() -> list[StageResult]:
+        results = evaluate(run, execute_on_prefect, reporter)
+        rows = sorted(table_rows(run), key=lambda row: row["category"] != MEAN)  # the means first
+        publish(f"results-{experiment.name}", rows, f"{experiment.name} on {manifest.name}")
+        return results
+
+    parameters = {
+        "experiment": experiment.model_dump(mode="json"),
+        "dataset": manifest.name,
+        "images": len(manifest),
+    }
+    return run_as_flow("evaluate", f"{experiment.name}-{manifest.name}", parameters, experiment.runtime, work)
+
+
+def run_as_flow(
+    name: str, run_name: str, parameters: Mapping[str, Any], runtime: RuntimeConfig, work: Callable[[], Result]
+) -> Result:
+    """What ``work`` returns, done inside one Prefect flow run in which :func:`execute_on_prefect` can be called."""
 
     @flow(
-        name="evaluate",
-        flow_run_name=f"{run.experiment.name}-{run.manifest.name}",
-        task_runner=make_runner(run.experiment.runtime),
+        name=name,
+        flow_run_name=run_name,
+        task_runner=make_runner(runtime),
         validate_parameters=False,
     )
-    def evaluate_flow(experiment: dict[str, Any], dataset: str, images: int) -> None:
+    def as_flow(parameters: dict[str, Any]) -> None:
         try:
-            results.extend(evaluate(run, execute_on_prefect, reporter))
+            returned.append(work())
         except KeyboardInterrupt:
             interrupted.append(True)
             raise
-        _publish(run)
 
-    results: list[StageResult] = []
+    returned: list[Result] = []
     interrupted: list[bool] = []
     try:
-        evaluate_flow(run.experiment.model_dump(mode="json"), run.manifest.name, len(run.manifest))
+        as_flow(dict(parameters))
     except Exception as error:
         # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash
         if interrupted:
             raise KeyboardInterrupt from error
         raise
-    return results
+    return returned[0]
 
 
 def execute_on_prefect(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:
@@ -104,14 +125,13 @@ def _is_stale(
     return not holds(future.result(), run, stage, shard, artefact)
 
 
-def _publish(run: Run) -> None:
-    """A table artifact with the means first; a failure to publish does not fail the run."""
-    rows = sorted(table_rows(run), key=lambda row: row["category"] != MEAN)[:_ARTIFACT_ROWS]
+def publish(key: str, rows: Sequence[dict[str, Any]], description: str) -> None:
+    """A table artifact of the first rows; a failure to publish does not fail the run."""
     try:
         create_table_artifact(
-            key=f"results-{run.experiment.name}".lower().replace("_", "-").replace(".", "-"),
-            table=rows,
-            description=f"{run.experiment.name} on {run.manifest.name}",
+            key=key.lower().replace("_", "-").replace(".", "-"),
+            table=list(rows)[:_ARTIFACT_ROWS],
+            description=description,
         )
     except Exception as error:  # whatever the server says, the tables are on disk
         get_run_logger().warning("no results artifact: %s", error)

@@ -10,7 +10,7 @@ from configs.schema import Experiment
 from configs.settings import Settings
 from storage.artefacts import Store
 from storage.datasets import ImageRecord, Manifest, load_manifest
-from storage.errors import ConfigError, DataError, LeakError, nearest
+from storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
 from storage.keys import StageKey
 from storage.weights import REGISTRY, LocatedWeights, locate
 from tasks.stage import Run
@@ -31,14 +31,23 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(experiment: Experiment, store: Path, settings: Settings, *, allow_leak: bool = False) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    store: Path,
+    settings: Settings,
+    *,
+    allow_leak: bool = False,
+    manifest: Manifest | None = None,
+) -> Prepared:
     """Find and verify images and checkpoints; nothing is written.
+
+    ``manifest`` is what :func:`read_manifest` returned for the same dataset, so that several runs read it once.
 
     Raises:
         ConfigError, DataError, WeightsError: see their messages.
         LeakError: the adapter was trained on the data it would be tested on, and ``allow_leak`` is false.
     """
-    manifest = read_manifest(experiment, store)
+    manifest = manifest or read_manifest(experiment, store)
     run = Run(experiment, manifest, store.resolve(), locate_weights(experiment, settings))
     leak = find_leak(experiment, manifest, run.weights["adapter"])
     if leak and not allow_leak:
@@ -96,16 +105,24 @@ def _pair(record: ImageRecord) -> str:
 
 def locate_weights(experiment: Experiment, settings: Settings) -> dict[str, LocatedWeights]:
     """The verified checkpoints of a run by role: a path in the configuration, the weights folder, or the package."""
+    return {role: find(experiment, settings) for role, find in _ROLES.items()}
+
+
+def missing_weights(experiment: Experiment, settings: Settings) -> dict[str, str]:
+    """By role, what is wrong with each checkpoint that a run could not use, and what to do; empty if none is."""
+    faults = {}
+    for role, find in _ROLES.items():
+        try:
+            find(experiment, settings)
+        except PipelineError as error:
+            faults[role] = str(error)
+    return faults
+
+
+def _locate_sam(experiment: Experiment, settings: Settings) -> LocatedWeights:
     embed = experiment.embed
-    return {
-        "sam": locate(
-            embed.weights or _SHIPPED_SAM.get(embed.backbone, embed.backbone),
-            folder=settings.weights,
-            sha256=embed.sha256,
-        ),
-        "clip": locate_clip(experiment, settings),
-        "adapter": _locate_adapter(experiment, settings),
-    }
+    name = embed.weights or _SHIPPED_SAM.get(embed.backbone, embed.backbone)
+    return locate(name, folder=settings.weights, sha256=embed.sha256)
 
 
 def locate_clip(experiment: Experiment, settings: Settings) -> LocatedWeights:
@@ -150,6 +167,9 @@ def _locate_adapter(experiment: Experiment, settings: Settings) -> LocatedWeight
             f"make them with `cascade train april_gan --dataset PATH`, or give the path of a checkpoint"
         )
     return locate(name, folder=settings.weights, sha256=localise.adapter_sha256)
+
+
+_ROLES = {"sam": _locate_sam, "clip": locate_clip, "adapter": _locate_adapter}
 
 
 def _warnings(manifest: Manifest) -> list[str]:

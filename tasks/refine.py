@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from storage.artefacts import ArraySpec, Artefact
 from storage.keys import StageKey
 from tasks import embed, localise, prompt
+from tasks.shards import shards_of
 from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 
 if TYPE_CHECKING:
@@ -50,29 +51,44 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Run the cascade, a batch of equally many points at a time, and store every step.
 
+    A matrix product may round differently in a batch of another size, so batches are those of the whole shard, whatever
+    of it is in the store: a run that was stopped and goes on leaves the same bytes as one that was not.
+
     The record holds ``no_prompt`` alone for an image without prompt (and no array is written); else also
     ``box_fallback``, ``empty_ring`` and, by step, ``predicted_iou``, ``chosen`` and ``boxes`` (prompt frame).
     """
     prompts = run.artefact(prompt.key(run))
+    wanted = {item.id for item in items}
     jobs: list[_Job] = []
-    for item in items:
+    for item in _shards_with(run, wanted):
         record = prompts.read(item.id).record
-        if not record["sets"]:
+        if not record["sets"] and item.id in wanted:
             artefact.write(item.id, {}, {"no_prompt": True})
         for number, own in enumerate(record["sets"]):
             jobs.append(_Job(item, number, own, (record["frame"][0], record["frame"][1])))
 
     sets_of = Counter(job.item.id for job in jobs)
     finished: dict[str, list[tuple[_Job, Cascade]]] = defaultdict(list)
-    for job, cascade in _cascades(run, jobs):
+    for job, cascade in _cascades(run, jobs, wanted):
+        if job.item.id not in wanted:
+            continue
         own = finished[job.item.id]
         own.append((job, cascade))
         if len(own) == sets_of[job.item.id]:
             _store(artefact, job.item, finished.pop(job.item.id))
 
 
-def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
-    """Each job with its cascade; rows of a batch have equally many points, so nothing is padded."""
+def _shards_with(run: Run, wanted: Collection[str]) -> list[StageItem]:
+    """All items of the shards that hold those wanted."""
+    shards = shards_of(worded_items(run), run.experiment.runtime.shard_size)
+    return [item for shard in shards if any(each.id in wanted for each in shard) for item in shard]
+
+
+def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterator[tuple[_Job, Cascade]]:
+    """Each job of a batch that has a wanted item, with its cascade.
+
+    Rows of a batch have equally many points, so nothing is padded.
+    """
     import torch
 
     from cascade.cps import CascadeOptions, run_cascade
@@ -91,6 +107,8 @@ def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
     for _, bucket in sorted(buckets.items()):
         for start in range(0, len(bucket), config.batch_size):
             batch = bucket[start : start + config.batch_size]
+            if not any(job.item.id in wanted for job in batch):
+                continue
             rows = [_row(run, job, options.choice == "agreement") for job in batch]
             features = [embeddings.read(job.item.record.image_id).arrays["embedding"] for job in batch]
             points = [

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.cli import compare, data, history, run, schedule, store, train, weights
+from flows.cli import ablate, compare, data, history, reproduce, run, schedule, store, train, weights
 
 app = typer.Typer(
     name="cascade",
@@ -18,6 +18,8 @@ app = typer.Typer(
 for command in (
     run.run,
     run.demo,
+    ablate.ablate,
+    reproduce.reproduce,
     compare.compare,
     history.history,
     schedule.reevaluate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from configs.schema import Experiment
+
 _LOG_WIDTH = 120
+PAPER_MODELS = ("vit_h", "ViT-L-14-336")
 
 
 def show_results(results: pd.DataFrame, console: Console) -> None:
@@ -29,14 +32,26 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
 
 
 def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
-    import math
-
-    if math.isnan(row[metric]):
-        return ""
-    value = f"{100 * row[metric]:.1f}"
-    if f"{metric}_low" not in row:
+    value = per_cent(row[metric])
+    if not value or f"{metric}_low" not in row:
         return value
     return f"{value}\n[dim]{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}[/dim]"
+
+
+def per_cent(value: float) -> str:
+    """A cell: one decimal, or blank where the value is not defined."""
+    return "" if value != value else f"{100 * value:.1f}"
+
+
+def models_note(experiments: Sequence[Experiment]) -> str | None:
+    """What has to be said where figures of ours stand beside the paper's; ``None`` if all models are the paper's."""
+    used = {(each.embed.backbone, each.localise.backbone) for each in experiments}
+    others = sorted(used - {PAPER_MODELS})
+    if not others:
+        return None
+    shown = "; ".join(f"SAM {sam}, CLIP {clip}" for sam, clip in others)
+    mini = " The mini models are not a claim about the paper's." if any("mini" in pair for pair in others) else ""
+    return f"not the paper's models ({shown}); do not compare these figures with the paper's.{mini}"
 
 
 def make_console() -> Console:

@@ -45,14 +45,19 @@ def load_with_options(
     from configs.loader import load_experiment
     from storage.errors import ConfigError
 
-    # a JSON string is the same string in YAML
-    given = [f"dataset.path={json.dumps(str(dataset), ensure_ascii=False)}"] if dataset is not None else []
-    given += [f"runtime.runner={runner}"] if runner is not None else []
+    given = [f"runtime.runner={runner}"] if runner is not None else []
     given += [f"runtime.devices={json.dumps(devices.split(','))}"] if devices is not None else []
-    experiment = load_experiment(source, [*given, *(overrides or [])])
+    experiment = load_experiment(source, [*given, *as_overrides(dataset, overrides)])
     if engine == "local" and experiment.runtime.runner != "threads":
         raise ConfigError(f"runtime.runner '{experiment.runtime.runner}' needs --engine prefect")
     return experiment
+
+
+def as_overrides(dataset: Path | None, overrides: list[str] | None) -> list[str]:
+    """``--dataset`` and ``--set`` as overrides."""
+    # a JSON string is the same string in YAML
+    given = [f"dataset.path={json.dumps(str(dataset), ensure_ascii=False)}"] if dataset is not None else []
+    return [*given, *(overrides or [])]
 
 
 def evaluator(engine: Engine) -> Callable[[Run, Reporter], Sequence[StageResult]]:

@@ -385,12 +385,12 @@ def test_ctrl_c_says_that_finished_items_are_kept(cli: Cli, empty: Bench, monkey
     assert "6 of 8 computed" in cli(*empty.arguments()).out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["weights", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ablate", "--help"], ["weights", "--help"]])
 def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom flows.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "slow = {'torch', 'prefect', 'pandas', 'zarr', 'scipy', 'open_clip', 'sklearn', 'cv2'}\n"
+        "slow = {'torch', 'prefect', 'pandas', 'zarr', 'scipy', 'open_clip', 'sklearn', 'cv2', 'matplotlib'}\n"
         "print('imported:', *sorted(slow & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)

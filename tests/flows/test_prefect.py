@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import Bench, Outcome, Recorder, files_of, flip_chunk
+from tests.flows.conftest import Bench, Cli, Outcome, Recorder, files_of, flip_chunk
 
 pytestmark = pytest.mark.xdist_group("prefect")
 
@@ -107,6 +107,29 @@ def test_a_failing_stage_raises_its_own_error(on_prefect: tuple[Bench, Outcome],
     bench, _ = on_prefect
     with pytest.raises(WeightsError, match="layers"):
         run(bench, f"localise.adapter={save_adapter(tmp_path / 'short.safetensors', layers=2)}")
+
+
+@pytest.mark.usefixtures("server")
+def test_an_ablation_is_one_flow_run(bench: Bench, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stages are task runs by shard, those that variants share once, and its table is that of the other engine."""
+    from prefect.client.orchestration import get_client
+
+    def flow_runs() -> int:
+        with get_client(sync_client=True) as client:
+            return len(client.read_flow_runs())
+
+    monkeypatch.setattr("flows.ablation_outputs.write_plots", lambda *arguments: None)
+    (tmp_path / "grid.yaml").write_text("axes: {grid: {score.weight: [0.2, 0.8]}}", encoding="utf-8")
+    given = [part for part in bench.arguments()[2:] if part not in ("--engine", "local")]
+    before = flow_runs()
+    assert cli("ablate", tmp_path / "grid.yaml", *given, "--out", tmp_path / "on_prefect").code == 0
+    assert flow_runs() == before + 1
+    names = Counter(each.name.split("-")[0] for each in last_task_runs(expected=8))
+    assert names == {"embed": 1, "localise": 1, "prompt": 1, "refine": 1, "score": 2, "aggregate": 2}
+    other = [*given, "--engine", "local", "--out", tmp_path / "local"]
+    assert cli("ablate", tmp_path / "grid.yaml", *other).code == 0
+    ours, theirs = (tmp_path / name / "results.csv" for name in ("on_prefect", "local"))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_results_hold_references_only(on_prefect: tuple[Bench, Outcome]) -> None:

@@ -1,0 +1,103 @@
+"""Published numbers, and the datasets that they are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from configs.grid import value_at
+from configs.loader import read_yaml, validate
+from configs.schema import Experiment, Section
+from storage.errors import ConfigError, nearest
+
+PUBLISHED = Path(__file__).parent / "published"
+DATASETS = Path(__file__).parent / "datasets.yaml"
+
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+
+
+class PublishedRow(Section):
+    """One row of a published table.
+
+    Attributes:
+        method: as the source calls it.
+        dataset: a name in ``configs/datasets.yaml``.
+        step: which of our rows computes the same; ``None`` for a method that this project does not have.
+        changes: keys and values that an experiment must have to be this row.
+        values: metric, as in our tables, to its value in per cent.
+    """
+
+    method: str
+    dataset: str
+    step: str | None = None
+    changes: dict[str, Any] = Field(default_factory=dict)
+    values: dict[str, Percent]
+
+
+class PublishedTable(Section):
+    """A published table.
+
+    Attributes:
+        title: what it shows.
+        source: where the numbers stand.
+        frame: in which frame the source counts pixels, as far as it says.
+        grid: the grid that computes our side of it; ``None`` if the table is only shown beside one.
+        rows: in the order of the source.
+    """
+
+    title: str
+    source: str
+    frame: str
+    grid: str | None = None
+    rows: tuple[PublishedRow, ...]
+
+
+class KnownDataset(Section):
+    """A dataset of the literature.
+
+    Attributes:
+        title: its usual name.
+        folders: usual names of its folder, in lower case.
+        images: number of test images.
+        get: how to get it.
+        auxiliary: the dataset on which an adapter that is tested on this one is trained.
+        recipe: of that training, as ``--train`` takes it.
+    """
+
+    title: str
+    folders: tuple[str, ...]
+    images: int
+    get: str
+    auxiliary: str
+    recipe: tuple[str, ...]
+
+
+def published_names() -> list[str]:
+    """The tables that come with the package."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
+
+
+def load_published(name: str) -> PublishedTable:
+    """A table by name. Raises ``ConfigError`` naming the nearest one that exists."""
+    if name not in published_names():
+        raise ConfigError(f"no published table '{name}'; {nearest(name, published_names())}")
+    return validate(PublishedTable, read_yaml(PUBLISHED / f"{name}.yaml"))
+
+
+def known_datasets() -> Mapping[str, KnownDataset]:
+    """The datasets of the published tables, by name."""
+    return {name: validate(KnownDataset, own) for name, own in read_yaml(DATASETS).items()}
+
+
+def find_dataset(root: Path, dataset: KnownDataset) -> Path | None:
+    """The folder of a dataset below ``root`` by its usual names, in any case; ``None`` if there is none."""
+    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
+    return next((folders[name] for name in dataset.folders if name in folders), None)
+
+
+def is_row_of(row: PublishedRow, experiment: Experiment) -> bool:
+    """Whether an experiment has every value that a published row names."""
+    return all(value_at(experiment, key) == value for key, value in row.changes.items())

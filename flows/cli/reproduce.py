@@ -1,0 +1,104 @@
+"""`cascade reproduce`: the paper's tables from what this machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.ablate import carry_out
+from flows.cli.console import make_console, models_note, plain
+from flows.cli.options import EngineOption, SetOption, StoreOption
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+_COLOURS = {"within": "green", "better": "green", "worse": "red"}
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1, table2 or table3 of the paper.")],
+    dataset_root: Annotated[
+        Path, typer.Option(help="Folder in which the datasets lie by their usual names: mvtec, visa, ...")
+    ] = Path("datasets"),
+    experiment: Annotated[str, typer.Option(help="Preset or YAML file.")] = "paper",
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", help="Linear layers for one dataset, e.g. mvtec=visa.safetensors; may be repeated."),
+    ] = None,
+    settings: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
+    store: StoreOption = None,
+    engine: EngineOption = "prefect",
+) -> None:
+    """Print ours, the paper's and the difference; say what is missing, and how to get it.
+
+    Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run.
+    """
+    from configs.settings import Settings
+    from flows.outputs import default_folder
+    from flows.reproduce import plan_reproduction, runs_of
+    from storage.atomic import replacing
+    from tasks.reproduction import reproduction_table
+
+    machine, console = Settings(), make_console()
+    planned = plan_reproduction(
+        table, experiment, settings or [], dataset_root, adapters or [], store or machine.store, machine
+    )
+    if not planned.parts:
+        _print_lines("missing", "red", planned.missing)
+        raise typer.Exit(2)
+    folder = out or default_folder(machine.runs, table)
+    ended = {
+        name: carry_out(part.ablation, part.candidates, folder / name, engine, console)[0]
+        for name, part in planned.parts.items()
+    }
+    runs = {name: runs_of(part, ended[name]) for name, part in planned.parts.items()}
+    compared = reproduction_table(planned.published, runs)
+    with replacing(folder / "reproduction.csv") as path:
+        compared.to_csv(path, index=False)
+    console.print(_shown(compared))
+    console.print(
+        f"paper: {planned.published.source}; frame of its pixels: {planned.published.frame}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    used = [run.experiment for own in runs.values() for run in own.values()]
+    if note := models_note(used):
+        _print_lines("note", "yellow", [note])
+    _print_lines("note", "yellow", planned.notes)
+    _print_lines("missing", "red", planned.missing)
+    console.print(f"tables in {folder}", soft_wrap=True)
+    failed = [f"{plain(each.name)}: {each.error}" for own in ended.values() for each in own.variants if each.error]
+    _print_lines("failed", "red", failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_lines(word: str, colour: str, lines: tuple[str, ...] | list[str]) -> None:
+    console = make_console()
+    for line in lines:
+        console.print(f"[{colour}]{word}[/{colour}] {plain(line)}", soft_wrap=True, highlight=False)
+
+
+def _shown(compared: pd.DataFrame) -> Table:
+    from rich.table import Table
+
+    shown = Table("method", "dataset", "step", "metric", "ours", "paper", "difference", "95 % interval", "", box=None)
+    for row in compared.to_dict("records"):
+        known = row["ours"] == row["ours"]
+        colour = _COLOURS.get(row["verdict"], "dim")
+        shown.add_row(
+            " ".join(filter(None, (row["method"], plain(row["variant"])))),
+            row["dataset"],
+            row["step"],
+            row["metric"],
+            f"{row['ours']:.1f}" if known else "",
+            f"{row['published']:.1f}",
+            f"{row['difference']:+.1f}" if known else "",
+            f"{row['difference_low']:+.1f} to {row['difference_high']:+.1f}" if known else "",
+            f"[{colour}]{row['verdict']}[/{colour}]",
+        )
+    return shown
