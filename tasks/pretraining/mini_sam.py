@@ -41,7 +41,7 @@ TARGETS = 4
 WINDOWED = 0.6
 """Share of the time spent on windows of half the side, of which four cost as much as one whole input."""
 
-PASS_WEIGHTS = (0.6, 1.0, 1.4)
+PASS_WEIGHTS = (0.3, 0.7, 2.0)
 """Weights of the three passes' losses: the last mask is the one that counts."""
 
 CASCADED = 0.5
