@@ -38,10 +38,13 @@ def compare(
     peer: Callable[[], object],
     count: float,
     rounds: int,
+    *,
+    warm_up: bool = True,
 ) -> Comparison:
     """Runs both once to warm up, then ``rounds`` times in turn; each call does ``count`` units of work."""
-    ours()
-    peer()
+    if warm_up:
+        ours()
+        peer()
     pairs = [(_seconds(ours), _seconds(peer)) for _ in range(rounds)]
     ratios = [theirs / own for own, theirs in pairs]
     own_ms, peer_ms = (1000 * statistics.median(column) / count for column in zip(*pairs, strict=True))
