@@ -179,8 +179,29 @@ class RuntimeConfig(Section):
     """How a run is carried out; no part of any key."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")], ...] = Field(
+        (), description="devices that worker processes share out among themselves, each with models of its own"
+    )
+    runner: Literal["threads", "processes", "dask", "ray"] = Field(
+        "threads", description="where tasks run; Dask and Ray are extras and need the Prefect engine"
+    )
+    cluster: str | None = Field(
+        None, description="address of a running Dask scheduler or Ray head; local workers when absent"
+    )
     shard_size: int = Field(64, ge=1, le=256, description="images in one task")
-    workers: int = Field(1, ge=1, le=64, description="tasks at the same time")
+    workers: int = Field(1, ge=1, le=1024, description="tasks at the same time")
+
+    @model_validator(mode="after")
+    def _runner_fits(self) -> RuntimeConfig:
+        if len(self.devices) > 1 and self.runner == "threads":
+            raise ValueError(
+                "several runtime.devices need worker processes: set runtime.runner to processes, dask or ray"
+            )
+        if self.cluster is not None and self.runner not in ("dask", "ray"):
+            raise ValueError(
+                f"runtime.cluster is the address of a Dask or Ray cluster; runtime.runner is '{self.runner}'"
+            )
+        return self
 
 
 class Experiment(Section):

@@ -18,8 +18,9 @@ from tasks.refine import REFINE
 from tasks.score import SCORE
 from tasks.shards import shards_of
 from tasks.stage import Run, Stage, StageItem
+from tasks.tally import TALLY
 
-STAGES: tuple[Stage, ...] = (EMBED, LOCALISE, PROMPT, REFINE, SCORE, AGGREGATE)
+STAGES: tuple[Stage, ...] = (EMBED, LOCALISE, PROMPT, REFINE, SCORE, TALLY, AGGREGATE)
 
 
 @dataclass(frozen=True)

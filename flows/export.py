@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.artefacts import Artefact, Store
+from flows.finished import read_finished, require_scores
+from storage.artefacts import Artefact
 from storage.atomic import replacing
-from storage.errors import ConfigError, DataError, StoreError, nearest
-from storage.keys import StageKey
+from storage.errors import ConfigError, nearest
 from tasks.score import STEPS
 
 MapFormat = Literal["npy", "tiff"]
@@ -46,8 +44,8 @@ def export_run(
     for step in steps:
         if step not in STEPS:
             raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
-    artefact = _scores_of(run_folder)
-    images = pd.read_parquet(run_folder / "images.parquet")
+    run = read_finished(run_folder)
+    artefact, images = require_scores(run), run.images()
     images = images[images["step"] == STEPS[0]]
     places = [_place(row) for row in images.to_dict("records")]
     repeated = {place for place, count in Counter(places).items() if count > 1}
@@ -56,18 +54,6 @@ def export_run(
             place = place.with_name(f"{place.name}-{row['image_id'][:8]}")
         _export_image(artefact, row["item"], target, place, maps, masks, steps)
     return len(places)
-
-
-def _scores_of(run_folder: Path) -> Artefact:
-    try:
-        description = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
-        components = {name: value for name, value in description["keys"]["score"].items() if name != "digest"}
-        artefact = Store(Path(description["store"])).artefact(StageKey(**components))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{run_folder}: not the folder of a finished run (no usable run.json)") from error
-    if not artefact.exists:
-        raise StoreError(f"{artefact.path}: the scores of this run are gone; run the experiment again")
-    return artefact
 
 
 def _place(row: dict[Hashable, Any]) -> PurePosixPath:

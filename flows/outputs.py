@@ -18,6 +18,7 @@ from flows.prepare import Prepared
 from storage.atomic import replacing, write_text
 from tasks.tables import images_table, points_table, results_table
 from tasks.train_april_gan import adapter_training
+from tasks.uncertainty import LEVEL, RESAMPLES
 
 _PACKAGES = (
     "clip-sam-cascade",
@@ -34,20 +35,31 @@ _PACKAGES = (
 )
 
 
-def write_run(out: Path, prepared: Prepared, results: Sequence[StageResult], engine: str) -> pd.DataFrame:
-    """Write ``results``, ``images``, ``points`` and, last, ``run.json``; returns the results.
+def write_run(
+    out: Path,
+    prepared: Prepared,
+    results: Sequence[StageResult],
+    engine: str,
+    intervals: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Write ``results`` (with ``intervals`` if given), ``images``, ``points`` and, last, ``run.json``.
+
+    Returns the results.
 
     Every file is written beside its name and moved there, so a folder with ``run.json`` is complete.
     """
     run, leak = prepared.run, prepared.leak is not None
-    table = results_table(run, leak=leak)
+    table = results_table(run, leak=leak, intervals=intervals)
     with replacing(out / "results.csv") as path:
         table.to_csv(path, index=False)
     tables = {"results": table, "images": images_table(run, leak=leak), "points": points_table(run, leak=leak)}
     for name, each in tables.items():
         with replacing(out / f"{name}.parquet") as path:
             each.to_parquet(path, index=False)
-    write_text(out / "run.json", json.dumps(_description(prepared, results, engine), indent=2) + "\n")
+    description = _description(prepared, results, engine) | {"intervals": None}
+    if intervals is not None:
+        description["intervals"] = {"level": LEVEL, "resamples": RESAMPLES}
+    write_text(out / "run.json", json.dumps(description, indent=2) + "\n")
     return table
 
 

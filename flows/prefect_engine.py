@@ -18,9 +18,10 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
-from prefect.task_runners import ThreadPoolTaskRunner
 
+from configs.schema import RuntimeConfig
 from flows.evaluate import Reporter, StageResult, evaluate
+from flows.runners import make_runner
 from storage.artefacts import Artefact
 from tasks.aggregate import MEAN, table_rows
 from tasks.prefect_task import ShardWork, prefect_task
@@ -46,18 +47,18 @@ def evaluate_on_prefect(run: Run, reporter: Reporter) -> list[StageResult]:
         "dataset": manifest.name,
         "images": len(manifest),
     }
-    return run_as_flow("evaluate", f"{experiment.name}-{manifest.name}", parameters, experiment.runtime.workers, work)
+    return run_as_flow("evaluate", f"{experiment.name}-{manifest.name}", parameters, experiment.runtime, work)
 
 
 def run_as_flow(
-    name: str, run_name: str, parameters: Mapping[str, Any], workers: int, work: Callable[[], Result]
+    name: str, run_name: str, parameters: Mapping[str, Any], runtime: RuntimeConfig, work: Callable[[], Result]
 ) -> Result:
     """What ``work`` returns, done inside one Prefect flow run in which :func:`execute_on_prefect` can be called."""
 
     @flow(
         name=name,
         flow_run_name=run_name,
-        task_runner=ThreadPoolTaskRunner(max_workers=workers),  # type: ignore[arg-type]
+        task_runner=make_runner(runtime),
         validate_parameters=False,
     )
     def as_flow(parameters: dict[str, Any]) -> None:
@@ -80,31 +81,48 @@ def run_as_flow(
 
 
 def execute_on_prefect(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:
-    """Submit the shards; a reference that Prefect remembers but the store does not hold is computed after all."""
+    """Submit the shards; a reference that Prefect remembers but the store does not hold is computed after all.
+
+    With worker processes a shard whose worker died is submitted again; what it had finished is kept.
+    """
     results_folder = run.store / "prefect-results"
     results_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     task = prefect_task(stage.name).with_options(result_storage=results_folder)
+    remote = run.experiment.runtime.runner != "threads"
 
     def submit(number: int, *, refresh: bool = False) -> PrefectFuture[ShardReference]:
-        work = ShardWork(run, stage, shards[number], artefact)
+        own = artefact.for_worker(item.id for item in shards[number]) if remote else artefact
+        work = ShardWork(run, stage, shards[number], own)
         chosen = task.with_options(refresh_cache=True) if refresh else task
         return chosen.submit(shard_digest(stage, run, shards[number]), f"{number:04d}", work)
 
+    lacking = artefact.missing(item.id for shard in shards for item in shard)
     futures = [submit(number) for number in range(len(shards))]
     try:
-        wait(futures)
+        for number, future in enumerate(futures):
+            future.wait()
+            if remote and artefact.on_write is not None:
+                for item in shards[number]:
+                    if item.id in lacking:
+                        artefact.on_write()
     except KeyboardInterrupt:
         abandon(artefact)
         raise
-    stale = [
-        number
-        for number, future in enumerate(futures)
-        if not holds(future.result(), run, stage, shards[number], artefact)
-    ]
+    artefact.done()
+    stale = [number for number, future in enumerate(futures) if _is_stale(future, run, stage, shards[number], artefact)]
     again = [submit(number, refresh=True) for number in stale]
     wait(again)
     for future in again:
         future.result()
+
+
+def _is_stale(
+    future: PrefectFuture[ShardReference], run: Run, stage: Stage, shard: Sequence[StageItem], artefact: Artefact
+) -> bool:
+    """Whether a shard has to be submitted again. Raises what the stage raised."""
+    if future.state.is_crashed():
+        return bool(artefact.missing(item.id for item in shard))
+    return not holds(future.result(), run, stage, shard, artefact)
 
 
 def publish(key: str, rows: Sequence[dict[str, Any]], description: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import TracebackType
 
@@ -60,6 +61,25 @@ class RichReporter:
     def damaged(self, error: CorruptItem) -> None:
         """Say that an item has to be computed again."""
         self._console.print(f"[yellow]damaged[/yellow] {error}", highlight=False, soft_wrap=True)
+
+
+class LogReporter:
+    """One line in a log for each stage; for flows that nobody watches."""
+
+    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
+        self._logger = logger
+
+    def started(self, plan: StagePlan) -> Callable[[], None]:
+        """Nothing to show yet."""
+        return lambda: None
+
+    def finished(self, result: StageResult) -> None:
+        """Log what the stage did."""
+        self._logger.info(Text.from_markup(stage_line(result)).plain)
+
+    def damaged(self, error: CorruptItem) -> None:
+        """Log that an item has to be computed again."""
+        self._logger.warning("damaged: %s", error)
 
 
 def stage_line(result: StageResult) -> str:

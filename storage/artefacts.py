@@ -3,7 +3,8 @@
     <root>/<stage>/<digest>/zarr.json      group; its attributes hold the whole key
     <root>/<stage>/<digest>/<array>/       one chunk per item along the first axis
     <root>/<stage>/<digest>/ledger.jsonl   one line per finished item, written after its arrays
-    <root>/<stage>/<digest>.lock           held while items are being written
+    <root>/<stage>/<digest>/ledger.*.jsonl the same, of worker processes, until the coordinator has taken them over
+    <root>/<stage>/<digest>.lock           held by the coordinator while items are being written
 
 An item is done if and only if the ledger has a line for it; readers compare the item's bytes with the digest in
 that line. A process that is killed leaves at most arrays without a line (recomputed) or a torn last line (ignored).
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,11 +96,15 @@ class Artefact:
     Threads may write different items at the same time. Rows are allotted by :meth:`writing`, which holds the
     artefact's lock; the lock is the operating system's, so it ends with the process. ``on_write`` is called after each
     item that this object writes.
+
+    Other processes write through :meth:`for_worker`: the rows are allotted already and chunks are disjoint, so they
+    need no lock; each has a ledger of its own, because appends from several machines to one file may be lost.
     """
 
-    def __init__(self, path: Path, key: StageKey) -> None:
+    def __init__(self, path: Path, key: StageKey, *, ledger: str = "ledger.jsonl") -> None:
         self.path = path
         self.key = key
+        self._ledger = path / ledger
         self._mutex = threading.Lock()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._rows: dict[str, int] = {}
@@ -159,7 +165,24 @@ class Artefact:
                 self._prepare(list(items), specs)
             except PermissionError as error:
                 raise StoreError(f"{self.path}: cannot write to the store ({error}); check its permissions") from error
-            yield
+            try:
+                yield
+            finally:
+                with self._mutex:
+                    self._take_over()
+
+    def for_worker(self, items: Iterable[str]) -> Artefact:
+        """What another process needs to write ``items``, inside :meth:`writing` of this object; it can be pickled."""
+        worker = Artefact(self.path, self.key, ledger=f"ledger.{uuid.uuid4().hex}.jsonl")
+        worker._rows = {item: self._rows[item] for item in items if item in self._rows}
+        return worker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "key": self.key, "ledger": self._ledger.name, "rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["key"], ledger=state["ledger"])  # type: ignore[misc]
+        self._rows = state["rows"]
 
     def write(self, item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
         """Store one item inside :meth:`writing`: the arrays first, then its ledger line.
@@ -183,6 +206,7 @@ class Artefact:
     def forget(self, item: str) -> None:
         """Mark a damaged item as not done, so that it is computed again."""
         with self._mutex:
+            self._take_over()
             self._end_torn_line()
             with self._ledger.open("a", encoding="utf-8") as file:
                 file.write(canonical_json({"item": item, "forgotten": True}) + "\n")
@@ -194,10 +218,6 @@ class Artefact:
 
     def _corrupt(self, item: str, reason: str) -> CorruptItem:
         return CorruptItem(f"{self.key.stage}/{self.path.name}", item, reason)
-
-    @property
-    def _ledger(self) -> Path:
-        return self.path / "ledger.jsonl"
 
     def _line(self, item: str) -> _Line:
         with self._mutex:
@@ -212,9 +232,8 @@ class Artefact:
 
     def _read_ledger(self) -> dict[str, _Line]:
         lines: dict[str, _Line] = {}
-        if not self._ledger.is_file():
-            return lines
-        for text in self._ledger.read_text(encoding="utf-8", errors="replace").splitlines():
+        texts = [text for path in self._ledgers() for text in _lines_of(path)]
+        for text in texts:
             try:
                 data = json.loads(text)
                 item = data["item"]
@@ -226,6 +245,24 @@ class Artefact:
                 continue  # a line torn by a kill: its item counts as not done
         return lines
 
+    def _ledgers(self) -> list[Path]:
+        """The ledger, then those of workers."""
+        main = self.path / "ledger.jsonl"
+        return [path for path in (main, *sorted(self.path.glob("ledger.*.jsonl"))) if path.is_file()]
+
+    def _take_over(self) -> None:
+        """Append what workers have written to the ledger, in the order of rows, and remove their ledgers."""
+        parts = [path for path in self._ledgers() if path != self._ledger]
+        if not parts:
+            return
+        self._end_torn_line()
+        whole = [text for path in parts for text in _lines_of(path) if _is_whole(text)]
+        with self._ledger.open("a", encoding="utf-8") as file:
+            file.writelines(text + "\n" for text in sorted(whole, key=lambda text: int(json.loads(text)["row"])))
+        for path in parts:
+            path.unlink(missing_ok=True)
+        self._lines = None
+
     def _prepare(self, items: list[str], specs: Mapping[str, ArraySpec]) -> None:
         if not self.exists:
             zarr.create_group(self.path, attributes={"schema": SCHEMA, "key": self.key.components})
@@ -233,6 +270,7 @@ class Artefact:
             raise StoreError(f"{self.path}: holds another key than its name says; move this folder away")
         self._end_torn_line()
         with self._mutex:
+            self._take_over()
             self._lines = self._read_ledger()
             known = {item: line.row for item, line in self._lines.items()}
         free = max(known.values(), default=-1) + 1
@@ -271,6 +309,18 @@ class Artefact:
                 # write_empty_chunks is not persisted by zarr, and open_array ignores its argument of that name
                 self._arrays[name] = zarr.open_array(self.path / name, mode="r+").with_config(_WRITE_EMPTY)
             return self._arrays[name]
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a line was not torn by a kill."""
+    try:
+        return "row" in json.loads(text)
+    except ValueError:
+        return False
 
 
 def _read_key(path: Path) -> dict[str, Any]:

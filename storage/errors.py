@@ -59,6 +59,11 @@ class CorruptItem(StoreError):
         super().__init__(f"{artefact}: item {item} is damaged ({reason}); it has to be recomputed")
         self.artefact = artefact
         self.item = item
+        self._arguments = (artefact, item, reason)
+
+    def __reduce__(self) -> tuple[type[CorruptItem], tuple[str, str, str]]:
+        """Raised in a worker process, caught in another one."""
+        return CorruptItem, self._arguments
 
 
 class WeightsError(PipelineError, OSError):

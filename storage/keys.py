@@ -60,7 +60,7 @@ def differences(components: Mapping[str, Any], other: Mapping[str, Any]) -> list
 
     ``other`` is the older key. Digests are shortened to twelve characters.
     """
-    old, new = dict(_leaves(other)), dict(_leaves(components))
+    old, new = dict(leaves(other)), dict(leaves(components))
     lines = []
     for name in sorted(old.keys() | new.keys()):
         # compared as they are hashed: 1, 1.0 and true are three values
@@ -76,10 +76,11 @@ def nearest_key(components: Mapping[str, Any], others: Iterable[Mapping[str, Any
     return min(candidates, key=len, default=None)
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted name and value of everything in nested mappings that is not a mapping itself."""
     if isinstance(value, Mapping):
         for name, child in value.items():
-            yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+            yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, value
 

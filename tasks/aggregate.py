@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cascade.metrics import ImageMetrics, PixelMetrics, ScoreHistogram, image_metrics, summary
+from cascade.metrics import ImageMetrics, PixelMetrics, image_metrics, summary
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import ImageRecord
 from storage.errors import StageError
 from storage.keys import StageKey, digest_of
-from tasks import score
+from tasks import score, tally
 from tasks.stage import Run, Stage, StageItem
 
-VERSION = 1
+VERSION = 2
 METRICS = (
     "pixel_auroc",
     "pixel_f1max",
@@ -30,8 +30,9 @@ MEAN = "mean"
 
 
 def key(run: Run) -> StageKey:
-    """The scores, and nothing else; which images are averaged is the item's identity."""
-    return StageKey("aggregate", VERSION, {}, {"score": score.key(run).digest})
+    """The scores and their sums, and nothing else; which images are averaged is the item's identity."""
+    upstream = {"score": score.key(run).digest, "tally": tally.key(run).digest}
+    return StageKey("aggregate", VERSION, {}, upstream)
 
 
 def items(run: Run) -> list[StageItem]:
@@ -70,25 +71,16 @@ def _category_rows(run: Run, scores: Artefact, category: str, records: Sequence[
     Pixels count only if the truth of every image with a known label is known; otherwise good images alone would be
     compared and the cells stay empty.
     """
-    totals = [ScoreHistogram.empty() for _ in score.STEPS]
+    totals = tally.category_totals(run, category)
     image_scores: list[list[float]] = []
     labels: list[bool] = []
     complete = True
     for record in records:
-        item = scores.read(score.item_id(run, record), only=score.HISTOGRAMS)
         if record.label is not None:
-            image_scores.append(item.record["image_score"])
+            scored = scores.record(score.item_id(run, record))
+            image_scores.append(scored["image_score"])
             labels.append(bool(record.label))
-        if not item.record["truth"]:
-            complete &= record.label is None
-            continue
-        for index in range(len(score.STEPS)):
-            totals[index] += ScoreHistogram(
-                item.arrays["negatives"][index].astype(np.int64),
-                item.arrays["positives"][index].astype(np.int64),
-                item.arrays["regions"][index],
-                item.record["regions"],
-            )
+            complete &= scored["truth"]
     rows = []
     for index, step in enumerate(score.STEPS):
         usable = complete and bool(totals[index].positives.any()) and bool(totals[index].negatives.any())

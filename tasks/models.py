@@ -21,6 +21,7 @@ from cascade.sam.decoder import Decoder, decode
 from configs.loader import MODELS
 from configs.schema import LocaliseConfig
 from storage.errors import ConfigError, WeightsError, nearest
+from tasks.devices import claim_device
 from tasks.stage import Run
 
 _ADAPTER_KEY = "trainable_linearlayer"
@@ -28,9 +29,10 @@ _ADAPTER_KEY = "trainable_linearlayer"
 
 def device_of(run: Run) -> torch.device:
     """The device that the configuration asks for. Raises ``ConfigError`` if there is no such device."""
-    wanted = run.experiment.runtime.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("runtime.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu'")
+    runtime = run.experiment.runtime
+    wanted = claim_device(runtime.devices) if runtime.devices else str(runtime.device)
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"runtime.device is '{wanted}', but torch sees no GPU; use 'auto' or 'cpu'")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)

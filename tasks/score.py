@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.metrics import ScoreHistogram
 from storage.artefacts import ArraySpec, Artefact, Item
 from storage.datasets import ImageRecord, mask_in_frame, read_mask
 from storage.errors import DataError
@@ -84,6 +85,19 @@ def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:
             raise DataError(f"{record.mask_path}: empty mask of a defective image; mend or remove the pair")
         return mask_in_frame(mask, size)
     return np.zeros(size, dtype=bool) if record.label == 0 else None
+
+
+def histograms(item: Item) -> list[ScoreHistogram]:
+    """The histogram of each step, from an item with ``HISTOGRAMS`` and the record ``regions``."""
+    return [
+        ScoreHistogram(
+            item.arrays["negatives"][index].astype(np.int64),
+            item.arrays["positives"][index].astype(np.int64),
+            item.arrays["regions"][index],
+            item.record["regions"],
+        )
+        for index in range(len(STEPS))
+    ]
 
 
 def _scores(

@@ -25,10 +25,11 @@ RESULT_COLUMNS = (
 _POINT_COLUMNS = ("dataset", "category", "path", "image_id", "set", "x", "y", "label", "value")
 
 
-def results_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
+def results_table(run: Run, *, leak: bool = False, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row for each category and step, and one mean for each step; undefined metrics are missing.
 
-    A column ``leak`` is added only if the adapter was trained on what it was tested on.
+    With the ``intervals`` of ``tasks.uncertainty`` each metric gets a column ``<metric>_low`` and ``<metric>_high``. A
+    column ``leak`` is added only if the adapter was trained on what it was tested on.
     """
     constant = {
         "dataset": run.manifest.name,
@@ -38,6 +39,11 @@ def results_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
     }
     table = pd.DataFrame([constant | row for row in table_rows(run)], columns=list(RESULT_COLUMNS))
     table = table.astype(dict.fromkeys(METRICS, "float64"))
+    if intervals is not None:
+        for bound in ("low", "high"):
+            wide = intervals.pivot(index=["category", "step"], columns="metric", values=bound)
+            table = table.join(wide.add_suffix(f"_{bound}"), on=["category", "step"])
+        table = table[[*RESULT_COLUMNS, *(f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high"))]]
     return _marked(table, leak)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from cascade.metrics import OccupiedBins, bins_of_scores, draw_weights, resampled_metrics
+from cascade.metrics import OccupiedBins, bins_of_scores, draw_weights, percentile_intervals, resampled_metrics
 from storage.artefacts import Artefact
 from storage.errors import ConfigError
 from tasks import score
@@ -65,12 +66,13 @@ def result_intervals(run: Run, *, resamples: int = RESAMPLES, seed: int = 0, lev
     by_category: dict[str, NDArray[np.float64]] = {}
     for category in run.manifest.categories:
         own = [image for image in images if image.category == category]
-        by_category[category] = resampled_rows(scores, own, category_weights(own, resamples, seed))
+        weights = category_weights(category, labels_of(own), resamples, seed)
+        by_category[category] = read_evidence(scores, own, score.STEPS).resampled(weights)
     by_category[MEAN] = mean_of(list(by_category.values()))
     rows: list[dict[str, Any]] = []
     for row in table_rows(run):
         resampled = by_category[row["category"]][score.STEPS.index(row["step"]), 1:]
-        for metric, (low, high) in zip(METRICS, intervals(resampled, level), strict=True):
+        for metric, (low, high) in zip(METRICS, percentile_intervals(resampled, level), strict=True):
             defined = row[metric] is not None
             rows.append(
                 {"category": row["category"], "step": row["step"], "metric": metric, "value": row[metric]}
@@ -79,60 +81,93 @@ def result_intervals(run: Run, *, resamples: int = RESAMPLES, seed: int = 0, lev
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), "float64"))
 
 
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the metrics of one category's N images rest on.
+
+    Attributes:
+        labels: int64 [N], 0 good, 1 defective, -1 not known.
+        has_truth: bool [N], whether the pixels of an image could be compared; only those are counted.
+        pixels: by step, the histogram of each image that has truth.
+        image_scores: float64 [steps, N].
+    """
+
+    labels: NDArray[np.int64]
+    has_truth: NDArray[np.bool_]
+    pixels: tuple[tuple[OccupiedBins, ...], ...]
+    image_scores: NDArray[np.float64]
+
+    def resampled(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The metrics of images that are weighted by ``weights`` [R, N]: [steps, R, metrics].
+
+        NaN where the table's cell would be empty; see ``tasks.aggregate`` for when that is.
+        """
+        # each step keeps a core busy; threads of the matrix product would only wait for each other
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(lambda step: self._of_step(step, weights), range(len(self.pixels)))))
+
+    def average_precision(self, step: int) -> NDArray[np.float64]:
+        """Pixel AP of each image alone, [N]; NaN for an image without defect or truth."""
+        alone = np.full(self.labels.size, np.nan)
+        if self.has_truth.any():
+            alone[self.has_truth] = resampled_metrics(self.pixels[step], np.eye(len(self.pixels[step])))[:, 2]
+        return alone
+
+    def _of_step(self, step: int, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        rows = np.full((len(weights), len(METRICS)), np.nan)
+        pixels, known = self.pixels[step], self.labels != _UNKNOWN
+        complete = (self.has_truth | ~known).all()
+        both = any(each.positives.any() for each in pixels) and any(each.negatives.any() for each in pixels)
+        if complete and both:
+            rows[:, :_PIXEL_METRICS] = resampled_metrics(pixels, weights[:, self.has_truth])
+        if len(set(self.labels[known])) > 1:
+            images = bins_of_scores(self.image_scores[step, known], self.labels[known] == 1)
+            rows[:, _PIXEL_METRICS:] = resampled_metrics(images, weights[:, known])[:, : len(METRICS) - _PIXEL_METRICS]
+        return rows
+
+
+def read_evidence(scores: Artefact, images: Sequence[ScoredImage], steps: Sequence[str]) -> Evidence:
+    """The evidence of one category's images for some steps.
+
+    Raises ``StoreError`` if an image's histograms are not in the store, ``CorruptItem`` if they are damaged.
+    """
+    chosen = [score.STEPS.index(step) for step in steps]
+    pixels: list[list[OccupiedBins]] = [[] for _ in steps]
+    has_truth, image_scores = [], []
+    for image in images:
+        item = scores.read(image.item, only=score.HISTOGRAMS)
+        has_truth.append(item.record["truth"])
+        image_scores.append([item.record["image_score"][index] for index in chosen])
+        if has_truth[-1]:
+            for own, index in zip(pixels, chosen, strict=True):
+                own.append(OccupiedBins.of(*(item.arrays[name][index] for name in score.HISTOGRAMS)))
+    return Evidence(
+        labels=labels_of(images),
+        has_truth=np.array(has_truth),
+        pixels=tuple(map(tuple, pixels)),
+        image_scores=np.array(image_scores).T,
+    )
+
+
 def check_interval(resamples: int, level: float) -> None:
     """Raise ``ConfigError`` unless both can make an interval."""
     if not 0.0 < level < 1.0:
         raise ConfigError(f"the level of an interval has to be between 0 and 1, not {level}; 0.95 is usual")
     if resamples < 1:
-        raise ConfigError(f"{resamples} resamples make no interval; 1000 are usual")
+        raise ConfigError(f"{resamples} resamples make no interval; {RESAMPLES} are usual")
 
 
-def category_weights(images: Sequence[ScoredImage], resamples: int, seed: int) -> NDArray[np.float64]:
+def category_weights(category: str, strata: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each image of one category is drawn, [1 + resamples, N]; row 0 is the sample itself.
 
-    A category's draws depend on the seed and its name and not on what else is in the run.
+    A category's draws depend on the seed, its name and its images, and not on what else is in the run.
     """
-    labels = [_UNKNOWN if image.label is None else image.label for image in images]
-    rng = np.random.default_rng([seed, *images[0].category.encode()])
-    return draw_weights(np.array(labels), resamples, rng)
+    return draw_weights(strata, resamples, np.random.default_rng([seed, *category.encode()]))
 
 
-def resampled_rows(
-    scores: Artefact, images: Sequence[ScoredImage], weights: NDArray[np.float64], steps: Sequence[str] = score.STEPS
-) -> NDArray[np.float64]:
-    """The metrics of weighted images of one category, [steps, R, metrics]; NaN where the table's cell would be empty.
-
-    Raises ``StoreError`` if an image's histograms are not in the store, ``CorruptItem`` if they are damaged.
-    """
-    pixels: list[list[OccupiedBins]] = [[] for _ in steps]
-    counted: list[bool] = []  # pixels count only where the truth is known
-    image_scores: list[list[float]] = []
-    for image in images:
-        item = scores.read(image.item, only=score.HISTOGRAMS)
-        image_scores.append(item.record["image_score"])
-        counted.append(item.record["truth"])
-        if item.record["truth"]:
-            for number, step in enumerate(steps):
-                index = score.STEPS.index(step)
-                pixels[number].append(OccupiedBins.of(*(item.arrays[name][index] for name in score.HISTOGRAMS)))
-    labelled = np.array([image.label is not None for image in images])
-    labels = np.array([image.label == 1 for image in images])
-    known = np.array(counted)
-    complete = bool((known | ~labelled).all())
-    by_image = np.array(image_scores)[:, [score.STEPS.index(step) for step in steps]]
-
-    def one(number: int) -> NDArray[np.float64]:
-        rows = np.full((len(weights), len(METRICS)), np.nan)
-        own = pixels[number]
-        if complete and any(each.positives.any() for each in own) and any(each.negatives.any() for each in own):
-            rows[:, :_PIXEL_METRICS] = resampled_metrics(own, weights[:, known])
-        if labels.any() and not labels[labelled].all():
-            single = bins_of_scores(by_image[labelled, number], labels[labelled])
-            rows[:, _PIXEL_METRICS:] = resampled_metrics(single, weights[:, labelled])[:, :3]
-        return rows
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(one, range(len(steps)))))
+def labels_of(images: Sequence[ScoredImage]) -> NDArray[np.int64]:
+    """0 good, 1 defective, -1 not known, [N]: the strata of a category."""
+    return np.array([_UNKNOWN if image.label is None else image.label for image in images])
 
 
 def mean_of(categories: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -142,8 +177,3 @@ def mean_of(categories: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         mean: NDArray[np.float64] = np.where(defined, stacked, 0.0).sum(axis=0) / defined.sum(axis=0)
     return mean
-
-
-def intervals(resampled: NDArray[np.float64], level: float) -> NDArray[np.float64]:
-    """Percentile interval of each column of [R, M], as [M, 2]; NaN for a column of NaN."""
-    return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0).T

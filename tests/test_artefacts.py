@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -285,6 +286,64 @@ def test_threads_may_write_different_items(artefact: Artefact, reopened: Callabl
             thread.join()
     for item, seed in items.items():
         assert_holds(reopened(), item, seed)
+
+
+def as_in_another_process(worker: Artefact) -> Artefact:
+    return cast("Artefact", pickle.loads(pickle.dumps(worker)))
+
+
+def test_workers_write_rows_of_their_own_and_the_coordinator_takes_over_their_lines(
+    artefact: Artefact, reopened: Callable[[], Artefact]
+) -> None:
+    with artefact.writing(NAMES, SPECS):
+        workers = [as_in_another_process(artefact.for_worker([name])) for name in reversed(NAMES)]
+        for seed, (worker, name) in enumerate(zip(workers, reversed(NAMES), strict=True)):
+            worker.write(name, content(seed), record(seed))
+        assert len(chunks(artefact)) == 3
+        assert len(list(artefact.path.glob("ledger.*.jsonl"))) == 3
+        assert set(reopened().done()) == set(NAMES)
+    assert not list(artefact.path.glob("ledger.*.jsonl"))
+    assert [json.loads(line)["item"] for line in ledger(artefact).read_text().splitlines()] == list(NAMES)
+    for seed, name in enumerate(reversed(NAMES)):
+        assert_holds(artefact, name, seed)
+        assert_holds(reopened(), name, seed)
+
+
+def test_a_worker_may_write_only_what_was_allotted_to_it(artefact: Artefact) -> None:
+    with artefact.writing(NAMES, SPECS):
+        worker = as_in_another_process(artefact.for_worker(["a"]))
+        with pytest.raises(KeyError):
+            worker.write("ü", content(0), record(0))
+
+
+def test_what_workers_finished_before_the_coordinator_was_killed_is_kept(
+    artefact: Artefact, reopened: Callable[[], Artefact]
+) -> None:
+    with artefact.writing(["a", "ü"], SPECS):
+        pass
+    with artefact.writing(["a", "ü"], SPECS):
+        worker = as_in_another_process(artefact.for_worker(["a", "ü"]))
+        worker.write("a", content(1), record(1))
+        worker.write("ü", content(2), record(2))
+        (part,) = artefact.path.glob("ledger.*.jsonl")
+        left = part.read_bytes()[:-9]  # the second line torn, as by a kill
+    part.write_bytes(left)
+    ledger(artefact).write_bytes(b"")
+    assert set(reopened().done()) == {"a"}
+    write(reopened(), ü=5)
+    assert not part.exists()
+    assert_holds(reopened(), "a", 1)
+    assert_holds(reopened(), "ü", 5)
+
+
+def test_an_item_in_a_workers_ledger_can_be_forgotten(artefact: Artefact, reopened: Callable[[], Artefact]) -> None:
+    with artefact.writing(["a"], SPECS):
+        as_in_another_process(artefact.for_worker(["a"])).write("a", content(1), record(1))
+        left = next(artefact.path.glob("ledger.*.jsonl")).read_bytes()
+    (artefact.path / "ledger.0.jsonl").write_bytes(left)
+    ledger(artefact).write_bytes(b"")
+    reopened().forget("a")
+    assert not reopened().done()
 
 
 def test_a_writer_that_is_killed_leaves_finished_items_and_no_lock(

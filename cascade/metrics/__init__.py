@@ -13,12 +13,14 @@ from cascade.metrics.curves import (
 )
 from cascade.metrics.histogram import ScoreHistogram, bin_values, distinct_histogram, score_histogram
 from cascade.metrics.regions import region_weights
+from cascade.metrics.significance import adjusted_p_values, p_value, percentile_intervals
 
 __all__ = [
     "ImageMetrics",
     "OccupiedBins",
     "PixelMetrics",
     "ScoreHistogram",
+    "adjusted_p_values",
     "aupro",
     "auroc",
     "average_precision",
@@ -28,6 +30,8 @@ __all__ = [
     "draw_weights",
     "f1_max",
     "image_metrics",
+    "p_value",
+    "percentile_intervals",
     "region_weights",
     "resampled_metrics",
     "score_histogram",

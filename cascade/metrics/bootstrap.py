@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 _THRESHOLDS_AT_ONCE = 256  # matrices of 1,000 resamples stay in the processor's cache
 
@@ -26,13 +25,13 @@ class OccupiedBins:
     """The bins of one image that hold pixels, ascending.
 
     Attributes:
-        bins: int64 [K], places on a scale of scores that all images share.
+        bins: int32 [K], places on a scale of scores that all images share.
         negatives: int64 [K], normal pixels.
         positives: int64 [K], anomalous pixels.
         regions: float64 [K], anomalous pixels weighted by 1 / (pixels of their region).
     """
 
-    bins: NDArray[np.int64]
+    bins: NDArray[np.int32]
     negatives: NDArray[np.int64]
     positives: NDArray[np.int64]
     regions: NDArray[np.float64]
@@ -40,7 +39,7 @@ class OccupiedBins:
     @classmethod
     def of(cls, negatives: NDArray[Any], positives: NDArray[Any], regions: NDArray[np.float64]) -> OccupiedBins:
         """The occupied bins of a histogram: counts [B] of any integer type, and float64 [B]."""
-        bins = np.flatnonzero(negatives + positives)
+        bins = np.flatnonzero(negatives + positives).astype(np.int32)
         return cls(bins, negatives[bins].astype(np.int64), positives[bins].astype(np.int64), regions[bins])
 
 
@@ -48,7 +47,9 @@ def bins_of_scores(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> li
     """One image-level score and label for each image, as images of a single pixel without regions."""
     _, ranks = np.unique(scores, return_inverse=True)
     return [
-        OccupiedBins(np.array([rank]), np.array([not label], np.int64), np.array([label], np.int64), np.zeros(1))
+        OccupiedBins(
+            np.array([rank], np.int32), np.array([not label], np.int64), np.array([label], np.int64), np.zeros(1)
+        )
         for rank, label in zip(ranks, labels, strict=True)
     ]
 
@@ -90,7 +91,9 @@ def resampled_metrics(
         up to 2^53; the results differ from ``summary`` in their last bits only.
     """
     counts = _Counts.of(images)
-    found, normal, regions = weights @ counts.anomalous, weights @ counts.normal, weights @ counts.in_regions
+    found, regions, normal = (
+        weights @ each for each in (counts.positives.sum(axis=1), counts.regions.sum(axis=1), counts.normal)
+    )
     sums = _sweep(counts, weights, found, limit * normal)
     with np.errstate(invalid="ignore", divide="ignore"):
         result = np.stack(
@@ -108,18 +111,16 @@ def resampled_metrics(
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """Sparse [N, T] counts over the thresholds that any image's positives have, from the highest to the lowest.
+    """Counts [N, T] over the thresholds that any image's positives have, from the highest to the lowest.
 
     ``negatives`` holds normal pixels from each threshold up to the one before, ``ties`` those with exactly its score.
     """
 
-    positives: sparse.csc_array
-    negatives: sparse.csc_array
-    ties: sparse.csc_array
-    regions: sparse.csc_array
-    anomalous: NDArray[np.float64]  # [N], all positives
-    normal: NDArray[np.float64]  # [N], all negatives
-    in_regions: NDArray[np.float64]  # [N], regions
+    positives: NDArray[np.float64]
+    negatives: NDArray[np.float64]
+    ties: NDArray[np.float64]
+    regions: NDArray[np.float64]
+    normal: NDArray[np.float64]  # [N], all negatives, those below the lowest threshold too
 
     @classmethod
     def of(cls, images: Sequence[OccupiedBins]) -> _Counts:
@@ -128,24 +129,24 @@ class _Counts:
             np.concatenate([getattr(each, name) for each in images])
             for name in ("bins", "negatives", "positives", "regions")
         )
-        thresholds = np.unique(bins[positives > 0])
-        shape = (len(images), thresholds.size)
-        # the first threshold, from the highest down, that is not above the bin; none for the lowest bins
-        columns = thresholds.size - np.searchsorted(thresholds, bins, side="right")
-        is_threshold = np.isin(bins, thresholds)
+        is_threshold = np.zeros(bins.max(initial=0) + 1, dtype=bool)
+        is_threshold[bins[positives > 0]] = True
+        size = int(is_threshold.sum())
+        # of each bin: the first threshold, from the highest down, that is not above it; none for the lowest bins
+        column = size - np.cumsum(is_threshold)
 
-        def matrix(values: NDArray[Any], chosen: NDArray[np.bool_]) -> sparse.csc_array:
-            used = chosen & (values > 0)
-            return sparse.csc_array((values[used].astype(np.float64), (rows[used], columns[used])), shape=shape)
+        def matrix(values: NDArray[Any], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+            place = rows[chosen] * size + column[bins[chosen]]
+            flat = np.bincount(place, values[chosen], len(images) * size).astype(np.float64)
+            return flat.reshape(len(images), size)
 
+        anomalous = positives > 0
         return cls(
-            positives=matrix(positives, is_threshold),
-            negatives=matrix(negatives, columns < thresholds.size),
-            ties=matrix(negatives, is_threshold),
-            regions=matrix(regions, is_threshold),
-            anomalous=np.array([each.positives.sum() for each in images], np.float64),
+            positives=matrix(positives, anomalous),
+            negatives=matrix(negatives, column[bins] < size),
+            ties=matrix(negatives, is_threshold[bins]),
+            regions=matrix(regions, anomalous),
             normal=np.array([each.negatives.sum() for each in images], np.float64),
-            in_regions=np.array([each.regions.sum() for each in images]),
         )
 
 
@@ -174,7 +175,7 @@ def _sweep(
     Pairs of pixels belong to pairs of images, so one matrix [N, N] gives ``beaten`` of every resample. The same is true
     of ``area`` as long as no resample has reached its limit, and no area is left when all have.
     """
-    defective = np.flatnonzero(counts.anomalous)
+    defective = np.flatnonzero(counts.positives.any(axis=1))
     positives, regions, drawn = counts.positives[defective], counts.regions[defective], weights[:, defective]
     best, precision, area = (np.zeros(len(weights)) for _ in range(3))
     beaten, above = np.zeros((2, len(defective), len(counts.normal)))
@@ -183,10 +184,10 @@ def _sweep(
     tp_before, fp_before = np.zeros((len(weights), 1)), np.zeros(len(weights))
     for start in range(0, positives.shape[1], _THRESHOLDS_AT_ONCE):
         part = slice(start, start + _THRESHOLDS_AT_ONCE)
-        own_positives, own_regions = positives[:, part].toarray(), regions[:, part].toarray()
+        own_positives, own_regions = positives[:, part], regions[:, part]
         own_hits = np.cumsum(own_positives, axis=1) + hits
-        own_alarms = np.cumsum(counts.negatives[:, part].toarray(), axis=1) + alarms
-        half_ties = counts.ties[:, part].toarray() / 2
+        own_alarms = np.cumsum(counts.negatives[:, part], axis=1) + alarms
+        half_ties = counts.ties[:, part] / 2
         tp, fp = drawn @ own_hits, weights @ own_alarms
         alarmed = np.maximum(tp + fp, 1)  # never 0 where a positive is gained
         precision += np.einsum("rt,rt->r", np.diff(tp, axis=1, prepend=tp_before), tp / alarmed)

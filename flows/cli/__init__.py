@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.cli import ablate, data, reproduce, run, store, train, weights
+from flows.cli import ablate, compare, data, history, reproduce, run, schedule, store, train, weights
 
 app = typer.Typer(
     name="cascade",
@@ -15,9 +15,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run.run, run.demo, ablate.ablate, reproduce.reproduce, data.generate, data.check, data.export):
+for command in (
+    run.run,
+    run.demo,
+    ablate.ablate,
+    reproduce.reproduce,
+    compare.compare,
+    history.history,
+    schedule.reevaluate,
+    schedule.serve,
+    data.generate,
+    data.check,
+    data.export,
+):
     app.command()(command)
-for name, group in (("store", store.app), ("weights", weights.app), ("train", train.app)):
+for name, group in (("baseline", compare.app), ("store", store.app), ("weights", weights.app), ("train", train.app)):
     app.add_typer(group, name=name)
 
 _INTERRUPTED = 130  # typer's exit code after Ctrl-C

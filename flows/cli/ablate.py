@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import make_console, models_note, per_cent, plain
-from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, as_overrides
+from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, as_overrides, require_engine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +68,8 @@ def ablate(
         ablation = new_ablation(loaded, variants, store or machine.store, allow_leak=allow_leak)
         folder = out or default_folder(machine.runs, loaded.name)
         require_unused(folder)
+    for variant in ablation.variants:
+        require_engine(variant.experiment, engine)
     candidates = prepare_variants(ablation, machine)
     if dry_run:
         show_plan(ablation, candidates, machine.runs, console)
@@ -118,9 +120,9 @@ def carry_out(
             else:
                 from flows.prefect_engine import execute_on_prefect, run_as_flow
 
-                workers = max(each.run.experiment.runtime.workers for each in ready)
+                runtime = ready[0].run.experiment.runtime
                 parameters = {"grid": ablation.name, "variants": [each.changes for each in ablation.variants]}
-                ended = run_as_flow("ablate", ablation.name, parameters, workers, lambda: work(execute_on_prefect))
+                ended = run_as_flow("ablate", ablation.name, parameters, runtime, lambda: work(execute_on_prefect))
         except KeyboardInterrupt:
             console.print(f"cascade ablate --resume {folder} goes on from here", soft_wrap=True, highlight=False)
             raise

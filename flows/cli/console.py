@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ PAPER_MODELS = ("vit_h", "ViT-L-14-336")
 
 
 def show_results(results: pd.DataFrame, console: Console) -> None:
-    """The table of results in per cent, a blank cell where a metric is undefined."""
+    """The table of results in per cent, a blank cell where a metric is undefined; intervals below if there are any."""
     from rich.table import Column, Table
 
     from tasks.aggregate import METRICS
@@ -26,7 +26,7 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     category = Column("category", no_wrap=True)
     table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
     for row in results.to_dict("records"):
-        cells = [per_cent(row[name]) for name in METRICS]
+        cells = [_cell(row, name) for name in METRICS]
         table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
     console.print(table)
 
@@ -45,6 +45,13 @@ def models_note(experiments: Sequence[Experiment]) -> str | None:
     shown = "; ".join(f"SAM {sam}, CLIP {clip}" for sam, clip in others)
     mini = " The mini models are not a claim about the paper's." if any("mini" in pair for pair in others) else ""
     return f"not the paper's models ({shown}); do not compare these figures with the paper's.{mini}"
+
+
+def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
+    value = per_cent(row[metric])
+    if not value or f"{metric}_low" not in row:
+        return value
+    return f"{value}\n[dim]{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}[/dim]"
 
 
 def make_console() -> Console:

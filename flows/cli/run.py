@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import make_console, plain, show_results, spinner
-from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, load_with_options
+from flows.cli.options import (
+    DatasetOption,
+    DevicesOption,
+    Engine,
+    EngineOption,
+    RunnerOption,
+    SetOption,
+    StoreOption,
+    evaluator,
+    load_with_options,
+)
 
 if TYPE_CHECKING:
     from configs.schema import Experiment
@@ -23,12 +33,18 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
     store: StoreOption = None,
     engine: EngineOption = "prefect",
+    runner: RunnerOption = None,
+    devices: DevicesOption = None,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Test an adapter on its own training data, and mark every table.")
     ] = False,
+    intervals: Annotated[
+        bool, typer.Option("--ci", help="Add 95 % bootstrap intervals over images to the table.")
+    ] = False,
 ) -> None:
     """Evaluate an experiment on a dataset; what the store has is not computed again."""
-    run_and_show(load_with_options(experiment, dataset, settings), out, store, engine, allow_leak)
+    loaded = load_with_options(experiment, dataset, settings, engine=engine, runner=runner, devices=devices)
+    run_and_show(loaded, out, store, engine, allow_leak, intervals)
 
 
 def demo(
@@ -43,19 +59,26 @@ def demo(
     data = out / "data"
     with spinner("generating photographs"):
         generate_dataset(data, categories=DEMO_CATEGORIES, good=4, defective=8)
-    run_and_show(load_with_options("mini", data, ["name=demo", "dataset.name=demo"]), out, out / "store", engine, False)
+    demonstrated = load_with_options("mini", data, ["name=demo", "dataset.name=demo"])
+    run_and_show(demonstrated, out, out / "store", engine, allow_leak=False)
 
 
 def run_and_show(
-    experiment: Experiment, out: Path | None, store: Path | None, engine: Engine, allow_leak: bool
+    experiment: Experiment,
+    out: Path | None,
+    store: Path | None,
+    engine: Engine,
+    allow_leak: bool,
+    intervals: bool = False,
 ) -> None:
-    """Prepare, evaluate, write the folder of the run, and print its table."""
+    """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
     from configs.settings import Settings
-    from flows.evaluate import evaluate, plan
-    from flows.local_engine import execute_locally
+    from flows.evaluate import plan
+    from flows.history import remember_run
     from flows.outputs import default_folder, write_run
     from flows.prepare import prepare, remember_checked
     from flows.progress import RichReporter
+    from storage.errors import PipelineError
 
     machine, console = Settings(), make_console()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
@@ -65,13 +88,18 @@ def run_and_show(
     for line in prepared.warnings:
         console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
     with RichReporter(console) as reporter:
-        if engine == "local":
-            results = evaluate(prepared.run, execute_locally, reporter)
-        else:
-            from flows.prefect_engine import evaluate_on_prefect
+        results = evaluator(engine)(prepared.run, reporter)
+    bounds = None
+    if intervals:
+        from tasks.uncertainty import result_intervals
 
-            results = evaluate_on_prefect(prepared.run, reporter)
-    table = write_run(folder, prepared, results, engine)
+        with spinner("drawing images"):
+            bounds = result_intervals(prepared.run)
+    table = write_run(folder, prepared, results, engine, bounds)
+    try:
+        remember_run(machine.runs, folder)
+    except (PipelineError, OSError) as error:
+        console.print(f"[yellow]warning[/yellow] not in the history: {plain(str(error))}", soft_wrap=True)
     show_results(table, console)
     if prepared.leak:
         console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)

@@ -1,8 +1,9 @@
-"""Training of the small SAM: clicks, boxes and fed-back masks on generated scenes."""
+"""Training of the small SAM: clicks, boxes, fed-back masks and the cascade's own points on generated scenes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from cascade.sam.build import PATCH, build_sam
-from tasks.pretraining.sam_examples import augment, make_example
+from tasks.pretraining.cascade_prompts import MapDrawer, draw_options, ppg_points
+from tasks.pretraining.sam_examples import View, augment, make_example
 from tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss
 from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
 from tasks.pretraining.session import (
@@ -39,8 +41,11 @@ TARGETS = 4
 WINDOWED = 0.6
 """Share of the time spent on windows of half the side, of which four cost as much as one whole input."""
 
-PASS_WEIGHTS = (0.8, 1.0, 1.2)
+PASS_WEIGHTS = (0.6, 1.0, 1.4)
 """Weights of the three passes' losses: the last mask is the one that counts."""
+
+CASCADED = 0.5
+"""Share of the steps on whole inputs whose points come from PPG, with all damage as the target."""
 
 CLICKS = 0.2
 """Share of the steps in which a pass after the first gets a click on an error; the cascade gives none."""
@@ -58,22 +63,33 @@ def to_input(sam: Sam, images: NDArray[np.uint8], device: str) -> Tensor:
     return normalised
 
 
-def _three_passes(
+def three_passes(
     rng: np.random.Generator,
     trainee: Trainee,
-    images: Tensor,
-    masks: NDArray[np.bool_],
+    views: Sequence[View],
     corner: tuple[int, int],
+    drawer: MapDrawer | None,
     device: str,
 ) -> tuple[Tensor, list[float]]:
-    """Loss over three decoder passes and the mean IoU of each; prompt kinds are drawn per batch."""
+    """Loss over three decoder passes and the mean IoU of each; prompt kinds are drawn per batch.
+
+    With a ``drawer`` the points are PPG's, and the passes follow each other as in the cascade.
+    """
+    masks = np.concatenate([view.targets for view in views])
     sam, side = trainee.sam, masks.shape[1]
-    embeddings = trainee.embed(images, corner)
+    images = np.stack([view.image for view in views])
+    embeddings = trainee.embed(to_input(sam, images, device), corner)
     low = 4 * embeddings.shape[-1]
-    target = coarse_target(torch.from_numpy(masks).to(device), low)
+    segments = coarse_target(torch.from_numpy(masks).to(device), low)
+    target = segments
     rows = embeddings.repeat_interleave(len(masks) // len(embeddings), dim=0)
     box: Tensor | None = None
-    if rng.random() < 0.15:
+    if drawer is not None:
+        damage = np.repeat(np.stack([view.damage for view in views]), TARGETS, axis=0)
+        target = coarse_target(torch.from_numpy(damage).to(device), low)
+        maps = drawer(rng, images, [view.category for view in views], TARGETS)
+        points, labels = ppg_points(rng, maps, rows.detach(), draw_options(rng))
+    elif rng.random() < 0.15:
         box = jittered(rng, boxes_of(masks, side), side).to(device)
         points, labels = torch.zeros(len(masks), 0, 2), torch.zeros(len(masks), 0)
     elif rng.random() < 0.35:
@@ -83,21 +99,21 @@ def _three_passes(
         points, labels = first_points(rng, masks, int(rng.integers(1, 6)), negatives)
     losses, ious = [], []
     fed: Tensor | None = None
-    clicks = rng.random() < CLICKS
+    clicks = drawer is None and rng.random() < CLICKS
     for level in range(3):
         if level and clicks and fed is not None:
             more, kind = correction(rng, fed, target, side)
             points, labels = torch.cat([points, more], dim=1), torch.cat([labels, kind], dim=1)
-        if level == 2 and fed is not None and box is None and rng.random() < 0.75:
-            seen = (fed[:, 0] > 0).cpu().numpy()
-            box = boxes_of(seen if rng.random() < OWN_BOX else target.cpu().numpy() > 0, side)
-            box = jittered(rng, box, side).to(device) if rng.random() < 0.5 else box.to(device)
+        if level == 2 and fed is not None and box is None and (drawer is not None or rng.random() < 0.75):
+            own = drawer is not None or rng.random() < OWN_BOX
+            box = boxes_of((fed[:, 0] if own else target).cpu().numpy() > 0, side)
+            box = jittered(rng, box, side).to(device) if drawer is None and rng.random() < 0.5 else box.to(device)
         logits, predicted = decode(sam, rows, (points.to(device), labels.to(device)), box, fed, corner)
         loss, iou = total_loss(logits, predicted, target)
         losses.append(PASS_WEIGHTS[level] * loss)
         ious.append(float(iou.mean()))
         fed = best_mask(logits, predicted)
-    grouped = target.reshape(len(images), -1, low, low)
+    grouped = segments.reshape(len(views), -1, low, low)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     dense = trainee.outline_loss(embeddings, grouped) + affinity_loss(embeddings, grouped, generator)
     return torch.stack(losses).sum() + dense, ious
@@ -185,6 +201,7 @@ def pretrain_sam(
     rng = np.random.default_rng([seed, run.step])
     steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 500
     recent: list[list[float]] = []
+    drawer: MapDrawer | None = None
     pool = ScenePool(
         partial(make_example, size=side),
         run.next_seed,
@@ -199,13 +216,13 @@ def pretrain_sam(
             cells = grid // 2 if run.seconds < WINDOWED * minutes * 60 else grid
             corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
             count = batch * (grid // cells) ** 2
-            pairs = [augment(rng, example, TARGETS, cells * PATCH) for example in pool.draw(rng, count)]
-            masks = np.concatenate([target for _, target in pairs])
-            images = to_input(sam, np.stack([image for image, _ in pairs]), place)
+            views = [augment(rng, example, TARGETS, cells * PATCH) for example in pool.draw(rng, count)]
+            cascaded = cells == grid and rng.random() < CASCADED
+            drawer = (drawer or MapDrawer(place)) if cascaded else drawer
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
             with torch.autocast(place, torch.bfloat16):
-                loss, ious = _three_passes(rng, trainee, images, masks, corner, place)
+                loss, ious = three_passes(rng, trainee, views, corner, drawer if cascaded else None, place)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)

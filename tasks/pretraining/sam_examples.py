@@ -23,12 +23,13 @@ which from this share, and the cascade clicks on what CLIP holds for damage."""
 
 @dataclass(frozen=True)
 class Example:
-    """uint8 image ``[S, S, 3]`` and packed bool masks; the last ``defects`` of them are single defects."""
+    """uint8 image ``[S, S, 3]`` of ``category`` and packed bool masks; the last ``defects`` of them are damage."""
 
     image: NDArray[np.uint8]
     packed: NDArray[np.uint8]
     count: int
     defects: int
+    category: str
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """One bool mask ``[S, S]``."""
@@ -54,7 +55,7 @@ def make_example(seed: int, size: int) -> Example:
             defects, parts = [], parts[:10]
         if parts:
             packed = np.stack([np.packbits(mask.ravel()) for mask in parts])
-            return Example(scene.image, packed, len(parts), len(defects))
+            return Example(scene.image, packed, len(parts), len(defects), scene.category)
     raise ValueError(f"no scene with segments near seed {seed}")
 
 
@@ -73,10 +74,25 @@ def _crop(rng: np.random.Generator, segment: NDArray[np.bool_], least: int) -> t
     return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
 
 
-def augment(
-    rng: np.random.Generator, example: Example, targets: int, side: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image ``[side, side, 3]`` and target masks ``[targets, side, side]``, cropped, mirrored, turned and re-coloured.
+@dataclass(frozen=True)
+class View:
+    """A crop of an example: uint8 image ``[side, side, 3]`` and bool masks.
+
+    Attributes:
+        image: what SAM sees.
+        category: the scene's class word.
+        targets: ``[T, side, side]``, what prompts ask for.
+        damage: ``[side, side]``, all damage in the crop, perhaps none.
+    """
+
+    image: NDArray[np.uint8]
+    category: str
+    targets: NDArray[np.bool_]
+    damage: NDArray[np.bool_]
+
+
+def augment(rng: np.random.Generator, example: Example, targets: int, side: int) -> View:
+    """A crop with ``targets`` masks, scaled to ``side``, mirrored, turned and re-coloured.
 
     A crop is laid over one of the segments, with sides between ``LEAST_CROP`` and all of the scene's. Segments of
     which less than a quarter is left are no targets. Targets repeat when there are fewer; a defect is taken with a
@@ -100,11 +116,13 @@ def augment(
     for _ in range(targets):
         source = damage if damage and (rng.random() < DEFECT_SHARE or not others) else others
         chosen.append(source[int(rng.integers(len(source)))])
-    masks = np.stack(chosen)
+    everywhere = np.where(left[example.count - example.defects :].any(axis=0), 255, 0).astype(np.uint8)
+    masks = np.stack([*chosen, resized(everywhere, side) > 127])
     turns = int(rng.integers(4))
     image, masks = np.rot90(image, turns), np.rot90(masks, turns, axes=(1, 2))
     if rng.random() < 0.5:
         image, masks = image[:, ::-1], masks[:, :, ::-1]
     if rng.random() < 0.3:
         image = image[..., rng.permutation(3)]
-    return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+    masks = np.ascontiguousarray(masks)
+    return View(np.ascontiguousarray(image), example.category, masks[:-1], masks[-1])

@@ -138,11 +138,11 @@ def decode(
 
 
 def coarse_target(masks: Tensor, side: int) -> Tensor:
-    """Binary ``[N, side, side]`` targets: a low-res cell counts when 40 % of it is covered."""
+    """Binary ``[N, side, side]`` targets: a low-res cell counts when 40 % of it is covered; none for an empty mask."""
     covered = F.adaptive_avg_pool2d(masks.float()[:, None], side)[:, 0]
     # A thread too thin for any cell keeps its best ones rather than vanish.
     best = covered.amax(dim=(1, 2), keepdim=True)
-    return (covered >= torch.minimum(best * 0.8, torch.full_like(best, 0.4))).float()
+    return ((covered >= torch.minimum(best * 0.8, torch.full_like(best, 0.4))) & (covered > 0)).float()
 
 
 def mask_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,10 +170,12 @@ def total_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> tuple[Tenso
     """Loss of one decoder pass and the true IoU ``[N]`` of the mask that predicted IoU selects.
 
     Of the three ambiguity masks the best one learns, the others a little so that none dies; the single-mask
-    token always learns; predicted IoU is regressed for all, and has to put the best of the three first.
+    token always learns; predicted IoU is regressed for all, and has to put the best of the three first. Where there
+    is nothing to segment only predicted IoU learns: that it is nought.
     """
     losses, iou = mask_losses(logits, target)
     loss = losses[:, 1:].amin(dim=1) + 0.1 * losses[:, 1:].mean(dim=1) + 0.4 * losses[:, 0]
+    loss = loss * target.flatten(1).any(dim=1)
     loss = loss + F.mse_loss(predicted, iou, reduction="none").mean(dim=1) * 5
     loss = loss + 0.2 * F.cross_entropy(10 * predicted[:, 1:], iou[:, 1:].argmax(dim=1), reduction="none")
     chosen = predicted[:, 1:].argmax(dim=1, keepdim=True)

@@ -6,8 +6,9 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,20 @@ def own_data(tmp_path: Path, bench: Bench) -> Bench:
     folder = tmp_path / "data" / "tiny"
     shutil.copytree(bench.dataset, folder)
     return replace(bench, dataset=folder)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Prefect server for all tests, with its database and results in a folder of their own."""
+    home = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))
+        import_module("flows.prefect_engine")  # sets Prefect's other defaults before Prefect is imported
+        from prefect.testing.utilities import prefect_test_harness
+
+        with prefect_test_harness(server_startup_timeout=120):
+            yield
 
 
 @pytest.fixture

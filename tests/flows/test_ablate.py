@@ -30,6 +30,10 @@ from tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Cli, Outcome, Recorder, files_of, flip_chunk, save_adapter
 
 IMAGES = 8
+CATEGORIES = 2
+TABLES = {"tally": 2 * CATEGORIES, "aggregate": 2}
+"""Items of the last stages for two variants."""
+
 WEIGHTS = {"axes": {"grid": {"score.weight": [0.2, 0.8]}}}
 
 
@@ -80,30 +84,35 @@ def test_the_three_steps_of_table3_are_decoded_once(empty: Bench) -> None:
     ended, recorder = carried_out(empty, load_grid("table3"))
     assert [variant.state for variant in ended.variants] == ["done"]
     assert recorder.writes == dict.fromkeys(("embed", "localise", "prompt", "refine", "score"), IMAGES) | {
-        "aggregate": 1
+        "tally": CATEGORIES,
+        "aggregate": 1,
     }
 
 
 def test_table2_on_a_warm_store_encodes_nothing(bench: Bench) -> None:
     _, recorder = carried_out(without(bench, "prompt.dilation.size"), load_grid("table2"))
-    assert recorder.writes == dict.fromkeys(("prompt", "refine", "score"), 9 * IMAGES) | {"aggregate": 9}
+    assert recorder.writes == dict.fromkeys(("prompt", "refine", "score"), 9 * IMAGES) | {
+        "tally": 9 * CATEGORIES,
+        "aggregate": 9,
+    }
 
 
 def test_stages_that_variants_share_run_once_and_are_not_looked_up_again(empty: Bench) -> None:
     ended, recorder = carried_out(empty, WEIGHTS)
     shared = ("embed", "localise", "prompt", "refine")
-    assert recorder.writes == dict.fromkeys(shared, IMAGES) | {"score": 2 * IMAGES, "aggregate": 2}
-    assert looked_up(recorder) == dict.fromkeys(shared, 1) | {"score": 2, "aggregate": 2}
+    assert recorder.writes == dict.fromkeys(shared, IMAGES) | {"score": 2 * IMAGES} | TABLES
+    assert looked_up(recorder) == dict.fromkeys(shared, 1) | {"score": 2, "tally": 2, "aggregate": 2}
     told = [[stage["stage"] for stage in variant.stages] for variant in ended.variants]
-    assert told == [[*shared, "score", "aggregate"], ["score", "aggregate"]]
+    assert told == [[*shared, "score", "tally", "aggregate"], ["score", "tally", "aggregate"]]
 
 
 def test_variants_on_parts_of_a_dataset_share_a_key_and_not_its_items(empty: Bench) -> None:
     parts = {"axes": {"grid": {"dataset.categories": [["carpet"], ["metal_plate"], ["carpet", "metal_plate"]]}}}
     planned = plan_keys(_runs(empty, parts), {})
-    assert [(each.stage, each.missing) for each in planned[:-1]] == [
+    assert [(each.stage, each.missing) for each in planned[:5]] == [
         (stage, IMAGES) for stage in ("embed", "localise", "prompt", "refine", "score")
     ]
+    assert planned[5].missing == CATEGORIES
     _, recorder = carried_out(empty, parts)
     assert recorder.writes["embed"] == recorder.writes["score"] == IMAGES
     assert recorder.writes["aggregate"] == planned[-1].missing == 3
@@ -160,7 +169,7 @@ def test_the_plan_says_what_then_happens(request: pytest.FixtureRequest, store: 
         happened[result.stage, result.key] += result.computed
     assert {(each.stage, each.key): each.missing for each in planned} == happened
     keys = Counter(each.stage for each in planned)
-    assert keys == {"embed": 1, "localise": 1, "prompt": 2, "refine": 2, "score": 4, "aggregate": 4}
+    assert keys == {"embed": 1, "localise": 1, "prompt": 2, "refine": 2, "score": 4, "tally": 4, "aggregate": 4}
 
 
 def test_planned_bytes_are_those_on_disk_where_nothing_is_compressed(empty: Bench) -> None:
@@ -229,7 +238,7 @@ def test_an_ablation_tells_its_times_too(cli: Cli, bench: Bench, tmp_path: Path)
     out = tmp_path / "runs" / "x"
     assert cli(*arguments(bench, tmp_path, WEIGHTS), "--out", out).code == 0
     rates = past_rates(tmp_path / "runs")
-    assert set(rates) == {("score", "mini", "auto"), ("aggregate", "mini", "auto")}
+    assert set(rates) == {(stage, "mini", "auto") for stage in ("score", "tally", "aggregate")}
     stages = [stage for variant in read_ablation(out).variants for stage in variant.stages if stage["stage"] == "score"]
     assert rates["score", "mini", "auto"] == pytest.approx(sum(stage["seconds"] for stage in stages) / (2 * IMAGES))
 
@@ -421,7 +430,7 @@ class Stop:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("items", [3, 30, 36, 46])
+@pytest.mark.parametrize("items", [3, 30, 36, 47])
 def test_interrupted_and_resumed_equals_uninterrupted(
     cli: Cli,
     empty: Bench,
@@ -450,7 +459,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert cli("ablate", "--resume", tmp_path / "part", "--engine", "local").code == 0
     assert stopped.writes.total() == items
     shared = dict.fromkeys(("embed", "localise", "prompt", "refine"), IMAGES)
-    assert stopped.writes + resumed.writes == shared | {"score": 2 * IMAGES, "aggregate": 2}
+    assert stopped.writes + resumed.writes == shared | {"score": 2 * IMAGES} | TABLES
     for name in ("results.csv", "pivot_pixel_ap.csv"):
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from PIL import Image
 
 from flows.cli import main
 from storage.weights import REGISTRY, WeightsEntry
+from tasks.aggregate import METRICS
+from tasks.uncertainty import result_intervals
 from tests.flows.conftest import Bench, Cli, Recorder, files_of, save_adapter, save_scene
 
 
@@ -42,17 +45,40 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
     result = cli(*bench.arguments("score.weight=0.25"), "--out", tmp_path / "out")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
-    assert [line[:2] for line in lines[:6]] == [
+    assert [line[:2] for line in lines[:7]] == [
         ["embed", "hit"],
         ["localise", "hit"],
         ["prompt", "hit"],
         ["refine", "hit"],
         ["score", "miss"],
+        ["tally", "miss"],
         ["aggregate", "miss"],
     ]
     assert "config.weight: 0.5 → 0.25" in result.out
     names = {"results.csv", "results.parquet", "images.parquet", "points.parquet", "run.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_intervals_stand_beside_the_numbers(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    result = cli(*bench.arguments(), "--ci", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    table = pd.read_csv(tmp_path / "out" / "results.csv", dtype={"frame": str})
+    pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "out" / "results.parquet"))
+    run = bench.prepare().run
+    expected = result_intervals(run).set_index(["category", "step", "metric"])
+    for row in table.to_dict("records"):
+        for metric in METRICS:
+            low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+            own = expected.loc[(row["category"], row["step"], metric)]
+            assert (low, high) == pytest.approx((own["low"], own["high"]))
+            assert f"{100 * low:.1f}–{100 * high:.1f}" in result.out
+    described = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert described["intervals"] == {"level": 0.95, "resamples": 1000}
+    plain = cli(*bench.arguments(), "--out", tmp_path / "plain")
+    assert "–" not in plain.out
+    assert set(table.columns) - set(pd.read_csv(tmp_path / "plain" / "results.csv").columns) == {
+        f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high")
+    }
 
 
 def test_by_default_a_run_goes_to_a_new_folder_under_runs(cli: Cli, bench: Bench, tmp_path: Path) -> None:
@@ -287,9 +313,8 @@ def test_store_ls_lists_every_artefact(cli: Cli, bench: Bench) -> None:
     assert result.code == 0
     rows = [line.split()[:3] for line in result.out.splitlines() if line.split()[0] != "stage"]
     listed = {(row[0], row[2]) for row in rows if len(row) == 3 and re.fullmatch("[0-9a-f]{12}", row[1])}
-    assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | {
-        ("aggregate", "1")
-    }
+    ends = {("tally", "2"), ("aggregate", "1")}
+    assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | ends
 
 
 def test_store_ls_of_no_store_is_empty_and_creates_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ COLUMNS = (
     "image_auroc,image_f1max,image_ap"
 )
 STEPS = ["clip", "points", "points+logits", "points+box+logits"]
-FROM_PROMPT = {"prompt": 8, "refine": 8, "score": 8, "aggregate": 1}
+FROM_PROMPT = {"prompt": 8, "refine": 8, "score": 8, "tally": 2, "aggregate": 1}
 
 
 def tables(outcome: Outcome, folder: Path) -> pd.DataFrame:
@@ -79,9 +79,12 @@ def test_a_second_run_imports_no_deep_learning_library(bench: Bench, tmp_path: P
     ("change", "computed"),
     [
         ("prompt.dilation.size=13", FROM_PROMPT),
-        ("refine.choice=agreement", {"refine": 8, "score": 8, "aggregate": 1}),
-        ("score.weight=0.25", {"score": 8, "aggregate": 1}),
-        ("dataset.words={carpet: rug}", {"localise": 4, "prompt": 4, "refine": 4, "score": 4, "aggregate": 1}),
+        ("refine.choice=agreement", {"refine": 8, "score": 8, "tally": 2, "aggregate": 1}),
+        ("score.weight=0.25", {"score": 8, "tally": 2, "aggregate": 1}),
+        (
+            "dataset.words={carpet: rug}",
+            {"localise": 4, "prompt": 4, "refine": 4, "score": 4, "tally": 1, "aggregate": 1},
+        ),
         ("dataset.categories=[carpet]", {"aggregate": 1}),
         ("dataset.name=another", {}),
         ("embed.batch_size=1", {}),
@@ -111,7 +114,9 @@ def test_the_plan_is_known_before_anything_runs(bench: Bench) -> None:
 def test_a_new_image_is_the_only_one_computed(own_data: Bench) -> None:
     save_scene(own_data.dataset / "carpet" / "test" / "good" / "9999.png", seed=7)
     outcome = own_data.run()
-    assert outcome.computed == dict.fromkeys(("embed", "localise", "prompt", "refine", "score", "aggregate"), 1)
+    assert outcome.computed == dict.fromkeys(
+        ("embed", "localise", "prompt", "refine", "score", "tally", "aggregate"), 1
+    )
     assert {result.reason for result in outcome.results} == {"new items"}
 
 
@@ -119,7 +124,7 @@ def test_a_copy_of_an_image_is_not_computed_again(own_data: Bench, tmp_path: Pat
     good = own_data.dataset / "carpet" / "test" / "good"
     shutil.copy(good / "0000.png", good / "copy.png")
     outcome = own_data.run()
-    assert outcome.computed == {"aggregate": 1}
+    assert outcome.computed == {"tally": 1, "aggregate": 1}
     assert set(tables(outcome, tmp_path / "out").query("category == 'carpet'")["n_images"]) == {5}
 
 
@@ -128,7 +133,7 @@ def test_a_picture_of_two_categories_is_embedded_once(own_data: Bench) -> None:
         own_data.dataset / "carpet" / "test" / "good" / "0000.png",
         own_data.dataset / "metal_plate" / "test" / "good" / "0100.png",
     )
-    expected = dict.fromkeys(("localise", "prompt", "refine", "score", "aggregate"), 1)
+    expected = dict.fromkeys(("localise", "prompt", "refine", "score", "tally", "aggregate"), 1)
     assert own_data.run().computed == expected
 
 
@@ -140,7 +145,7 @@ def test_a_moved_dataset_finds_everything(own_data: Bench, tmp_path: Path) -> No
 def test_a_redrawn_mask_is_scored_again(own_data: Bench) -> None:
     path = sorted((own_data.dataset / "carpet" / "ground_truth").rglob("*.png"))[0]
     Image.fromarray(np.full((96, 96), 255, np.uint8)).save(path)
-    assert own_data.run().computed == {"score": 1, "aggregate": 1}
+    assert own_data.run().computed == {"score": 1, "tally": 1, "aggregate": 1}
 
 
 # Damage and interruption
@@ -154,7 +159,7 @@ def delete(outcome: Outcome, *stages: str) -> None:
 def test_a_damaged_item_alone_is_computed_again(bench: Bench, finished: tuple[Bench, Outcome], tmp_path: Path) -> None:
     undamaged = metrics(finished[1], tmp_path / "before")
     cached = bench.run()
-    delete(cached, "prompt", "refine", "score", "aggregate")
+    delete(cached, "prompt", "refine", "score", "tally", "aggregate")
     item = sorted(cached.artefact("embed").done())[3]
     flip_chunk(cached.artefact("embed"), "embedding", item)
     outcome = bench.run()
@@ -172,7 +177,7 @@ def test_a_damaged_item_alone_is_computed_again(bench: Bench, finished: tuple[Be
 
 def test_several_damaged_items_are_all_mended(bench: Bench) -> None:
     cached = bench.run()
-    delete(cached, "score", "aggregate")
+    delete(cached, "score", "tally", "aggregate")
     items = sorted(cached.artefact("localise").done())
     for item in (items[0], items[5]):
         flip_chunk(cached.artefact("localise"), "logits", item)
@@ -183,7 +188,7 @@ def test_several_damaged_items_are_all_mended(bench: Bench) -> None:
     assert outcome.recorder.writes["embed"] == 0
 
 
-@pytest.mark.parametrize("stage", ["localise", "prompt", "refine", "score", "aggregate"])
+@pytest.mark.parametrize("stage", ["localise", "prompt", "refine", "score", "tally", "aggregate"])
 def test_an_altered_record_is_mended_even_if_no_stage_reads_it(
     bench: Bench, finished: tuple[Bench, Outcome], tmp_path: Path, stage: str
 ) -> None:
@@ -409,7 +414,7 @@ def test_a_category_without_defects_has_empty_cells_and_a_warning(own_data: Benc
         if folder.name != "good":
             shutil.rmtree(folder)
     outcome = own_data.run()
-    assert outcome.computed == {"aggregate": 1}
+    assert outcome.computed == {"tally": 1, "aggregate": 1}
     assert any("carpet" in line and "no defective" in line for line in outcome.prepared.warnings)
     results = metrics(outcome, tmp_path)
     assert results.loc["carpet"].isna().all(axis=None)

@@ -14,7 +14,7 @@ from tasks import score
 from tasks.tables import images_table, points_table, results_table
 from tests.flows.conftest import Bench, Outcome
 
-STAGES = ["embed", "localise", "prompt", "refine", "score", "aggregate"]
+STAGES = ["embed", "localise", "prompt", "refine", "score", "tally", "aggregate"]
 NOT_VARIED = {"embed.backbone", "localise.method", "localise.precision", "embed.precision"}
 MORE = [
     "refine.multimask=[false,true,true]",

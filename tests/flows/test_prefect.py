@@ -3,9 +3,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,6 @@ import pytest
 from tests.flows.conftest import Bench, Cli, Outcome, Recorder, files_of, flip_chunk
 
 pytestmark = pytest.mark.xdist_group("prefect")
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Prefect server for all tests, with its database and results in a folder of their own."""
-    home = tmp_path_factory.mktemp("prefect")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home))
-        patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))
-        import_module("flows.prefect_engine")  # sets Prefect's other defaults before Prefect is imported
-        from prefect.testing.utilities import prefect_test_harness
-
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
 
 
 def run(bench: Bench, *more: str) -> Outcome:
@@ -75,14 +59,15 @@ def test_a_second_run_takes_every_task_from_the_cache(on_prefect: tuple[Bench, O
     before = files_of(bench.store)
     outcome = run(bench)
     assert outcome.computed == {}
-    task_runs = last_task_runs(expected=6)
-    assert Counter(each.state_name for each in task_runs) == {"Cached": 6}
+    task_runs = last_task_runs(expected=7)
+    assert Counter(each.state_name for each in task_runs) == {"Cached": 7}
     assert {each.name.split("-")[0] for each in task_runs} == {
         "embed",
         "localise",
         "prompt",
         "refine",
         "score",
+        "tally",
         "aggregate",
     }
     assert files_of(bench.store) == before
@@ -91,7 +76,7 @@ def test_a_second_run_takes_every_task_from_the_cache(on_prefect: tuple[Bench, O
 def test_a_task_for_each_shard(on_prefect: tuple[Bench, Outcome]) -> None:
     outcome = run(on_prefect[0], "runtime.shard_size=3", "runtime.workers=2")
     assert outcome.computed == {}
-    assert len(last_task_runs(expected=5 * 3 + 1)) == 5 * 3 + 1
+    assert len(last_task_runs(expected=5 * 3 + 2)) == 5 * 3 + 2
 
 
 def test_a_reference_that_the_store_no_longer_holds_is_computed_again(on_prefect: tuple[Bench, Outcome]) -> None:
@@ -139,8 +124,8 @@ def test_an_ablation_is_one_flow_run(bench: Bench, tmp_path: Path, cli: Cli, mon
     before = flow_runs()
     assert cli("ablate", tmp_path / "grid.yaml", *given, "--out", tmp_path / "on_prefect").code == 0
     assert flow_runs() == before + 1
-    names = Counter(each.name.split("-")[0] for each in last_task_runs(expected=8))
-    assert names == {"embed": 1, "localise": 1, "prompt": 1, "refine": 1, "score": 2, "aggregate": 2}
+    names = Counter(each.name.split("-")[0] for each in last_task_runs(expected=10))
+    assert names == {"embed": 1, "localise": 1, "prompt": 1, "refine": 1, "score": 2, "tally": 2, "aggregate": 2}
     other = [*given, "--engine", "local", "--out", tmp_path / "local"]
     assert cli("ablate", tmp_path / "grid.yaml", *other).code == 0
     ours, theirs = (tmp_path / name / "results.csv" for name in ("on_prefect", "local"))

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from storage.errors import ConfigError, StoreError
 from tasks import score
 from tasks.aggregate import METRICS, table_rows
-from tasks.uncertainty import ScoredImage, category_weights, resampled_rows, result_intervals
+from tasks.uncertainty import ScoredImage, category_weights, labels_of, read_evidence, result_intervals
 from tests.flows.conftest import Bench, Outcome
 
 COLUMNS = ["category", "step", "metric", "value", "low", "high"]
@@ -50,8 +50,8 @@ def test_resamples_agree_with_the_stored_pixels(finished: tuple[Bench, Outcome])
     scores = run.artefact(score.key(run))
     records = [record for record in run.manifest if record.category == "carpet"]
     images = [ScoredImage("carpet", r.image_id, r.path, r.label, score.item_id(run, r)) for r in records]
-    weights = category_weights(images, 20, seed=1)
-    found = resampled_rows(scores, images, weights)
+    weights = category_weights("carpet", labels_of(images), 20, seed=1)
+    found = read_evidence(scores, images, score.STEPS).resampled(weights)
     items = [scores.read(image.item) for image in images]
     maps = np.stack([item.arrays["scores_96x96"] for item in items]).astype(np.float64)
     truths = np.stack([np.unpackbits(item.arrays["truth_96x96"], count=96 * 96) for item in items])

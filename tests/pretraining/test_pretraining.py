@@ -20,13 +20,15 @@ from segment_anything.modeling.image_encoder import PatchEmbed
 from torch.nn import functional as F
 
 from cascade.sam.build import SAM_MODELS, build_sam
+from cascade.synthesis.scene import generate_scene
 from configs.loader import load_experiment
 from storage.errors import ConfigError
+from tasks.pretraining.cascade_prompts import DrawnMap, MapDrawer, draw_options, ppg_points
 from tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
-from tasks.pretraining.mini_sam import pretrain_sam
-from tasks.pretraining.sam_examples import Example, augment
+from tasks.pretraining.mini_sam import TARGETS, pretrain_sam, three_passes
+from tasks.pretraining.sam_examples import Example, augment, make_example
 from tasks.pretraining.sam_objective import (
     Trainee,
     affinity_loss,
@@ -308,13 +310,68 @@ def test_sam_targets_stay_aligned_with_the_image(side: int) -> None:
     disc = np.hypot(*np.mgrid[-30:66, -50:46]) < 20
     picture = np.full((96, 96, 3), 60, np.uint8)
     picture[disc] = 200
-    example = Example(picture, np.packbits(disc.ravel())[None], 1, 1)
+    example = Example(picture, np.packbits(disc.ravel())[None], 1, 1, "bean")
     for _ in range(20):
-        image, masks = augment(rng, example, 3, side)
-        assert image.shape == (side, side, 3)
-        assert masks.shape == (3, side, side)
-        bright = image.max(axis=2) > 130
-        assert ((bright ^ masks[0]).sum()) <= 0.1 * masks[0].sum()
+        view = augment(rng, example, 3, side)
+        assert view.image.shape == (side, side, 3)
+        assert view.targets.shape == (3, side, side)
+        assert (view.damage == view.targets[0]).all()
+        bright = view.image.max(axis=2) > 130
+        assert ((bright ^ view.damage).sum()) <= 0.1 * view.damage.sum()
+
+
+def test_ppg_points_lie_on_the_map_and_beside_it() -> None:
+    rng = np.random.default_rng(0)
+    values = np.zeros((512, 512), np.float32)
+    values[100:140, 200:260] = 0.9
+    maps = [DrawnMap(values, values)] * 2
+    for _ in range(10):
+        options = draw_options(rng)
+        points, labels = ppg_points(rng, maps, torch.randn(2, 8, 32, 32), options)
+        assert points.shape == (2, options.positives + options.negatives, 2)
+        assert labels.sum(dim=1).tolist() == [options.positives] * 2
+        inside = torch.from_numpy(values)[points[..., 1].long(), points[..., 0].long()] > 0
+        assert (inside == (labels > 0)).all()
+
+
+def test_a_map_without_a_ring_repeats_its_positive_points() -> None:
+    rng = np.random.default_rng(0)
+    full = DrawnMap(np.ones((64, 64), np.float32), np.ones((64, 64), np.float32))
+    options = draw_options(rng)
+    points, labels = ppg_points(rng, [full], torch.randn(1, 8, 4, 4), options)
+    assert points.shape == (1, options.positives + options.negatives, 2)
+    assert labels.all()
+
+
+def test_the_small_clip_draws_one_map_for_each_repeat_with_noise_of_its_own() -> None:
+    scene = generate_scene(5, 256, "metal plate", True)
+    drawer = MapDrawer("cpu")
+    maps = drawer(np.random.default_rng(0), np.stack([scene.image] * 2), ["metal plate", "bolt"], 3)
+    assert len(maps) == 6
+    assert all(own.values.shape == (256, 256) and 0 <= own.values.min() <= own.values.max() <= 1 for own in maps)
+    assert not np.array_equal(maps[0].values, maps[1].values)
+
+
+def test_a_cascaded_step_trains_with_the_damage_of_each_view() -> None:
+    rng = np.random.default_rng(0)
+    views = [augment(rng, make_example(seed, 64), TARGETS, 64) for seed in (3, 4)]
+    trainee = Trainee(tiny_sam())
+    loss, ious = three_passes(rng, trainee, views, (0, 0), MapDrawer("cpu"), "cpu")
+    loss.backward()
+    assert np.isfinite(loss.item())
+    assert all(0 <= value <= 1 for value in ious)
+    assert trainee.sam.mask_decoder.iou_prediction_head.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_where_there_is_nothing_to_segment_only_predicted_iou_learns() -> None:
+    empty = coarse_target(torch.zeros(1, 64, 64, dtype=torch.bool), 16)
+    assert not empty.any()
+    logits = torch.randn(1, 4, 16, 16, requires_grad=True)
+    predicted = torch.full((1, 4), 0.5, requires_grad=True)
+    loss, _ = total_loss(logits, predicted, empty)
+    loss.backward()
+    assert not logits.grad.any()
+    assert (predicted.grad[0, 0] > 0).all()
 
 
 def test_pool_is_a_function_of_its_seeds() -> None:

@@ -1,0 +1,64 @@
+"""`cascade reevaluate` and `cascade serve`: the same experiment again, now or on a schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.compare import MaxDropOption, limits_of
+from flows.cli.console import make_console, plain
+from flows.cli.options import DatasetOption, EngineOption, SetOption, StoreOption, evaluator, load_with_options
+
+ExperimentArgument = Annotated[str, typer.Argument(help="Preset (mini, paper, paper_strict, quality) or YAML file.")]
+
+
+def reevaluate(
+    experiment: ExperimentArgument,
+    dataset: DatasetOption = None,
+    settings: SetOption = None,
+    store: StoreOption = None,
+    engine: EngineOption = "prefect",
+    max_drop: MaxDropOption = None,
+) -> None:
+    """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if a metric fell."""
+    from configs.settings import Settings
+    from flows.progress import RichReporter
+    from flows.reevaluate import reevaluate as again
+
+    machine, console = Settings(), make_console()
+    loaded = load_with_options(experiment, dataset, settings, engine=engine)
+    limits = limits_of(max_drop)
+    with RichReporter(console) as reporter:
+        found = again(
+            loaded, store or machine.store, machine, evaluator(engine), reporter, engine=engine, limits=limits
+        )
+    for line in found.changes:
+        console.print(f"changed since the last run: {plain(line)}", soft_wrap=True, highlight=False)
+    console.print(plain(found.message), soft_wrap=True, highlight=False)
+    if found.state == "fell":
+        raise typer.Exit(1)
+
+
+def serve(
+    experiment: ExperimentArgument,
+    cron: Annotated[str, typer.Option(help="When, as in crontab.")] = "0 2 * * *",
+    timezone: Annotated[str, typer.Option(help="Of the times in --cron.")] = "UTC",
+    name: Annotated[str | None, typer.Option(help="Of the deployment; the experiment's by default.")] = None,
+    dataset: DatasetOption = None,
+    settings: SetOption = None,
+    store: StoreOption = None,
+    max_drop: MaxDropOption = None,
+) -> None:
+    """Re-evaluate on a schedule, in this process, until Ctrl-C; one run at a time, overlapping slots are skipped."""
+    from flows.schedules import serve as serve_flow
+
+    loaded = load_with_options(experiment, dataset, settings)  # refuses now what could not run at night
+    parameters = {
+        "experiment": experiment,
+        "dataset": None if dataset is None else str(dataset.resolve()),
+        "settings": settings or [],
+        "max_drop": limits_of(max_drop),
+        "store": None if store is None else str(store.resolve()),
+    }
+    serve_flow(name or loaded.name, parameters, cron=cron, timezone=timezone)

@@ -1,0 +1,200 @@
+"""Two finished runs against each other, and the gate that a run has to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flows.changes import Change, describe, what_changed
+from flows.finished import FinishedRun, read_finished
+from storage.atomic import replacing, write_text
+from storage.errors import ConfigError, DataError, nearest
+from tasks.aggregate import MEAN, METRICS
+from tasks.comparison import Scored, compare_paired, match_images
+from tasks.score import STEPS
+from tasks.uncertainty import LEVEL, RESAMPLES, ScoredImage, check_interval
+
+DEFAULT_LIMITS: Mapping[str, float] = dict.fromkeys(METRICS, 0.01)
+_WORST = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A run against its baseline.
+
+    Attributes:
+        run: the newer run.
+        baseline: what it is held against.
+        step: the step that is compared.
+        level: of the intervals.
+        limits: how much a metric may fall, on the mean and in each category.
+        table: see ``tasks.comparison.Paired``.
+        worst: the shared defective images whose own pixel AP fell, the largest loss first, with the IoU of their masks
+            in both runs.
+        changes: what made the runs differ.
+        unmatched: how many images only the run has, and only the baseline.
+    """
+
+    run: FinishedRun
+    baseline: FinishedRun
+    step: str
+    level: float
+    limits: Mapping[str, float]
+    table: pd.DataFrame
+    worst: pd.DataFrame
+    changes: tuple[Change, ...]
+    unmatched: tuple[int, int]
+
+    @property
+    def regressions(self) -> list[str]:
+        """One line for each metric that fell by more than its limit, and not by chance.
+
+        A mean has fallen when its interval lies below 0. A category has when, moreover, its p is below 1 - level after
+        adjustment for the number of categories: of many that are looked at, one lies below 0 by chance.
+        """
+        return [
+            f"{row['category']}: {row['metric']} fell by {-row['difference']:.4f} "
+            f"({row['baseline']:.4f} → {row['run']:.4f}; {100 * self.level:g} % interval of the difference "
+            f"{row['low']:.4f} to {row['high']:.4f}; limit {self.limits[row['metric']]:g})"
+            for row in self.table.to_dict("records")
+            if row["verdict"] == "fell"
+            and (row["category"] == MEAN or row["p_adjusted"] < 1 - self.level)
+            and -row["difference"] > self.limits[row["metric"]]
+        ]
+
+    def notes(self) -> list[str]:
+        """What made the runs differ, one line each, many of a kind cut short; and which images were not compared."""
+        lines = describe(self.changes)
+        only_run, only_baseline = self.unmatched
+        if only_run or only_baseline:
+            lines.append(f"not compared: {only_run} images of the run, {only_baseline} of the baseline")
+        return lines
+
+    def markdown(self) -> str:
+        """The comparison as a Markdown document."""
+        lines = [
+            f"# {self.run.experiment} on {self.run.dataset}: run against baseline",
+            "",
+            f"- run: `{self.run.folder}`, finished {self.run.description['finished']}",
+            f"- baseline: `{self.baseline.folder}`, finished {self.baseline.description['finished']}",
+            f"- step: {self.step}; differences are run minus baseline on the shared images, "
+            f"with a paired {100 * self.level:g} % bootstrap interval over images",
+        ]
+        lines += ["", "## Gate", ""]
+        lines += [f"- {line}" for line in self.regressions] or [
+            "Passed: no metric fell by more than its limit, chance aside."
+        ]
+        lines += ["", "## What made the runs differ", "", *(f"- {line}" for line in self.notes())]
+        for title, rows in (
+            ("Mean", self.table[self.table["category"] == MEAN]),
+            ("Categories", self.table[self.table["category"] != MEAN]),
+        ):
+            lines += ["", f"## {title}", "", *_markdown_table(rows)]
+        lines += ["", "## Images that lost most", ""]
+        if self.worst.empty:
+            lines.append("No defective image has a lower pixel AP than in the baseline.")
+        else:
+            lines += _markdown_table(self.worst.drop(columns="image_id").head(_WORST))
+        return "\n".join(lines) + "\n"
+
+
+def compare_runs(
+    run_folder: Path,
+    baseline: Path,
+    limits: Mapping[str, float] | None = None,
+    *,
+    step: str = STEPS[-1],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two finished runs, image by image, from the histograms in their stores.
+
+    Args:
+        run_folder: folder of the run.
+        baseline: folder of the run that it is held against.
+        limits: how much a metric may fall before it is a regression; metrics not named keep ``DEFAULT_LIMITS``.
+        step: the step to compare.
+        level: of the intervals.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: there is no such metric or step, or ``level`` makes no interval.
+        DataError: a folder is not a finished run, or its store does not hold its scores any more.
+        StoreError: stored scores are damaged.
+    """
+    check_interval(resamples, level)
+    limits = dict(limits or {})
+    for metric in limits:
+        if metric not in METRICS:
+            raise ConfigError(f"no metric '{metric}'; {nearest(metric, METRICS)}")
+    if step not in STEPS:
+        raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
+    own, other = read_finished(run_folder), read_finished(baseline)
+    own_images, other_images = own.images(), other.images()
+    sides = _scored(own, own_images), _scored(other, other_images)
+    matching = match_images(sides[0].images, sides[1].images)
+    paired = compare_paired(*sides, matching, step, resamples=resamples, seed=seed, level=level)
+    worst = paired.worst
+    for name, images in (("iou_baseline", other_images), ("iou_run", own_images)):
+        rows = images[images["step"] == step].drop_duplicates(["category", "image_id"])
+        masks = rows[["category", "image_id", "mask_iou"]].rename(columns={"mask_iou": name})
+        worst = worst.merge(masks, on=["category", "image_id"], how="left")
+    return Comparison(
+        run=own,
+        baseline=other,
+        step=step,
+        level=level,
+        limits={**DEFAULT_LIMITS, **limits},
+        table=paired.table,
+        worst=worst,
+        changes=what_changed(own, other, matching),
+        unmatched=(len(matching.only_run), len(matching.only_baseline)),
+    )
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write ``comparison.md`` and ``comparison.csv``."""
+    write_text(folder / "comparison.md", comparison.markdown())
+    with replacing(folder / "comparison.csv") as path:
+        comparison.table.to_csv(path, index=False)
+
+
+def scored_images(table: pd.DataFrame) -> tuple[ScoredImage, ...]:
+    """The images of a run, from its ``images.parquet``."""
+    rows = table[table["step"] == STEPS[0]].to_dict("records")
+    return tuple(
+        ScoredImage(
+            category=row["category"],
+            image_id=row["image_id"],
+            path=row["path"],
+            label=None if pd.isna(row["label"]) else int(row["label"]),
+            item=row["item"],
+        )
+        for row in rows
+    )
+
+
+def _scored(run: FinishedRun, table: pd.DataFrame) -> Scored:
+    images = scored_images(table)
+    if not run.scores.exists or run.scores.missing(image.item for image in images):
+        raise DataError(f"{run.folder}: its scores are not in the store any more; restore them with `{run.command()}`")
+    return Scored(run.scores, images)
+
+
+def _markdown_table(rows: pd.DataFrame) -> Iterable[str]:
+    yield "| " + " | ".join(name.replace("_", " ") for name in rows.columns) + " |"
+    yield "|" + "---|" * len(rows.columns)
+    for row in rows.itertuples(index=False):
+        yield "| " + " | ".join(_cell(value) for value in row) + " |"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.4f}"
+    return str(value).replace("|", "\\|")

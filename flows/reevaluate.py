@@ -1,0 +1,160 @@
+"""A re-evaluation: run an experiment on the data as it is now, and hold it against the accepted baseline.
+
+It knows no Prefect; ``flows.schedules`` makes it a scheduled flow, and ``cascade reevaluate`` a command for cron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from configs.schema import Experiment
+from configs.settings import Settings
+from flows.baselines import baselines
+from flows.changes import describe, what_changed
+from flows.compare import Comparison, compare_runs, scored_images, write_comparison
+from flows.evaluate import STAGES, Reporter, StageResult, plan
+from flows.finished import FinishedRun, read_finished
+from flows.history import remember_run
+from flows.outputs import default_folder, write_run
+from flows.prepare import Prepared, prepare, remember_checked
+from storage.errors import DataError, StageError
+from tasks import score
+from tasks.comparison import match_images
+from tasks.stage import Run
+
+Evaluate = Callable[[Run, Reporter], Sequence[StageResult]]
+
+
+@dataclass(frozen=True)
+class Reevaluation:
+    """What a re-evaluation found.
+
+    Attributes:
+        state: ``unchanged`` since the last run and still accepted, ``passed`` or ``fell`` against the baseline, or
+            ``no baseline`` to hold it against.
+        run: the run, the last one if nothing has changed.
+        changes: what changed since the last run, one line each; empty for the first.
+        comparison: with the baseline, if there is one.
+    """
+
+    state: Literal["unchanged", "passed", "fell", "no baseline"]
+    run: FinishedRun
+    changes: tuple[str, ...]
+    comparison: Comparison | None
+
+    @property
+    def message(self) -> str:
+        """One line: what happened, and why."""
+        name = f"{self.run.experiment} on {self.run.dataset}"
+        if self.state == "fell" and self.comparison is not None:
+            return f"{name}: " + "; ".join(self.comparison.regressions)
+        if self.state == "no baseline":
+            return f"{name}: no baseline; accept this run with `cascade baseline set {self.run.folder}`"
+        if self.state == "unchanged":
+            return f"{name}: nothing has changed since {self.run.folder}"
+        return f"{name}: no metric fell by more than its limit"
+
+    def markdown(self) -> str:
+        """The report: what changed since the last run, then the comparison with the baseline."""
+        lines = [f"# {self.message}", "", f"Tables: `{self.run.folder}`", "", "## Since the last run", ""]
+        lines += [f"- {line}" for line in self.changes or ("this is the first run",)]
+        compared = "" if self.comparison is None else "\n" + self.comparison.markdown()
+        return "\n".join(lines) + "\n" + compared
+
+
+def reevaluate(
+    experiment: Experiment,
+    store: Path,
+    settings: Settings,
+    evaluate: Evaluate,
+    reporter: Reporter,
+    *,
+    engine: str,
+    limits: Mapping[str, float] | None = None,
+) -> Reevaluation:
+    """Check the data, run what is new, and compare with the accepted run of this experiment and dataset.
+
+    If nothing differs from the last run, none is made, and the last one is compared again: a baseline that was not
+    met stays unmet.
+
+    Args:
+        experiment: the configuration.
+        store: folder of the artefacts.
+        settings: folders of this machine; runs, baselines and history are under ``settings.runs``.
+        evaluate: runs all stages on an engine.
+        reporter: shows the progress.
+        engine: its name, for ``run.json``.
+        limits: how far each metric may fall; see ``flows.compare``.
+
+    Raises:
+        PipelineError: as ``cascade run`` does.
+        StageError: another re-evaluation of this experiment is still at work.
+    """
+    folder = settings.runs / experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "reevaluate.lock", timeout=0):
+            prepared = prepare(experiment, store, settings)
+            plan(prepared.run)
+            remember_checked(prepared.run.manifest, prepared.run.store)
+            last = last_run(settings.runs, experiment.name, prepared.run.manifest.name)
+            if last is not None and is_the_same(last, prepared):
+                return _judged(last, (), settings, limits, new=False)
+            results = evaluate(prepared.run, reporter)
+            target = default_folder(settings.runs, experiment.name)
+            write_run(target, prepared, results, engine)
+            remember_run(settings.runs, target)
+            run = read_finished(target)
+            return _judged(run, () if last is None else _changes(run, last), settings, limits, new=True)
+    except Timeout:
+        raise StageError(f"{experiment.name}: the re-evaluation before is still at work; this one is skipped") from None
+
+
+def last_run(runs: Path, experiment: str, dataset: str) -> FinishedRun | None:
+    """The newest finished run of an experiment on a dataset in the default folders."""
+    for path in sorted((runs / experiment).glob("*/run.json"), reverse=True):
+        try:
+            run = read_finished(path.parent)
+        except DataError:
+            continue
+        if run.dataset == dataset:
+            return run
+    return None
+
+
+def is_the_same(last: FinishedRun, prepared: Prepared) -> bool:
+    """Whether a run now would repeat the last one: the same stage keys, images and ground truth, all in the store."""
+    run = prepared.run
+    keys = {stage.name: stage.key(run).digest for stage in STAGES}
+    if keys != {name: key["digest"] for name, key in last.description["keys"].items()}:
+        return False
+    items = sorted((record.category, score.item_id(run, record)) for record in run.manifest)
+    before = sorted((image.category, image.item) for image in scored_images(last.images()))
+    return items == before and not any(each.missing for each in plan(run))
+
+
+def _changes(run: FinishedRun, last: FinishedRun) -> tuple[str, ...]:
+    matching = match_images(scored_images(run.images()), scored_images(last.images()))
+    return tuple(describe(what_changed(run, last, matching)))
+
+
+def _judged(
+    run: FinishedRun, changes: tuple[str, ...], settings: Settings, limits: Mapping[str, float] | None, *, new: bool
+) -> Reevaluation:
+    accepted = [
+        Path(each.folder)
+        for each in baselines(settings.runs)
+        if (each.experiment, each.dataset) == (run.experiment, run.dataset)
+    ]
+    if not accepted:
+        return Reevaluation("no baseline", run, changes, None)
+    comparison = compare_runs(run.folder, accepted[0], limits)
+    write_comparison(comparison, run.folder)
+    if comparison.regressions:
+        return Reevaluation("fell", run, changes, comparison)
+    return Reevaluation("passed" if new else "unchanged", run, changes, comparison)

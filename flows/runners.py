@@ -1,0 +1,44 @@
+"""Where the tasks of a flow run: threads of this process, other processes, or a Dask or Ray cluster."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from configs.schema import RuntimeConfig
+from storage.errors import ConfigError
+
+_EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
+
+
+def make_runner(runtime: RuntimeConfig) -> TaskRunner[Any]:
+    """Prefect's task runner for ``runtime.runner`` with ``runtime.workers`` workers.
+
+    Without ``runtime.cluster`` Dask and Ray start workers on this machine, one task at a time in each.
+
+    Raises:
+        ConfigError: the extra that brings the runner is not installed.
+    """
+    extra = _EXTRAS.get(runtime.runner)
+    if extra is not None and find_spec(extra) is None:
+        raise ConfigError(
+            f"runtime.runner '{runtime.runner}' needs an extra: pip install 'clip-sam-cascade[{runtime.runner}]'"
+        )
+    if runtime.runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=runtime.workers)
+    if runtime.runner == "dask":
+        from prefect_dask import DaskTaskRunner
+
+        local = {"n_workers": runtime.workers, "threads_per_worker": 1, "dashboard_address": None}
+        where = {"address": runtime.cluster} if runtime.cluster is not None else {"cluster_kwargs": local}
+        dask: TaskRunner[Any] = DaskTaskRunner(**where)
+        return dask
+    if runtime.runner == "ray":
+        from prefect_ray import RayTaskRunner
+
+        own = {"num_cpus": runtime.workers, "include_dashboard": False}
+        ray: TaskRunner[Any] = RayTaskRunner(address=runtime.cluster, init_kwargs=None if runtime.cluster else own)
+        return ray
+    return ThreadPoolTaskRunner(max_workers=runtime.workers)

@@ -1,0 +1,106 @@
+"""Re-evaluation as a scheduled Prefect flow: an artifact, an event, and a state that says whether the gate tripped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.prefect_engine import evaluate_on_prefect  # first: it sets Prefect's defaults
+
+# isort: split
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, State
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+from prefect.schedules import Cron
+from prefect.settings import get_current_settings
+from prefect.states import Completed, Failed
+
+from configs.loader import load_experiment
+from configs.settings import Settings
+from flows.progress import LogReporter
+from flows.reevaluate import Reevaluation, reevaluate
+from storage.errors import ConfigError
+
+REGRESSION = "cascade.regression.detected"
+"""The event of a gate that tripped; automations may call a webhook on it."""
+
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+"""A slot that comes while the one before is still running is skipped."""
+
+
+@flow(name="reevaluate", flow_run_name="{experiment}")
+def reevaluate_flow(
+    experiment: str = "mini",
+    dataset: str | None = None,
+    settings: list[str] | None = None,
+    max_drop: dict[str, float] | None = None,
+    store: str | None = None,
+) -> State[Any]:
+    """Run an experiment, publish a report, and fail with the reason if a metric fell.
+
+    Args:
+        experiment: preset or YAML file.
+        dataset: folder of images, dataset root or table; the experiment's own when absent.
+        settings: changes as for ``cascade run --set``.
+        max_drop: how far each metric may fall, for example ``{"pixel_ap": 0.02}``.
+        store: folder of the artefacts; ``CASCADE_STORE`` when absent.
+
+    Returns:
+        ``Failed`` with one line for each metric that fell; ``Completed`` named ``Unchanged`` if there was nothing to
+        do; else ``Completed``.
+    """
+    machine = Settings()
+    given = [f"dataset.path={Path(dataset)}"] if dataset is not None else []
+    loaded = load_experiment(experiment, [*given, *(settings or [])])
+    found = reevaluate(
+        loaded,
+        Path(store) if store is not None else machine.store,
+        machine,
+        evaluate_on_prefect,
+        LogReporter(get_run_logger()),
+        engine="prefect",
+        limits=max_drop,
+    )
+    _publish(found)
+    if found.state == "fell":
+        return Failed(message=found.message)
+    return Completed(message=found.message, name="Unchanged" if found.state == "unchanged" else None)
+
+
+def serve(name: str, parameters: dict[str, Any], *, cron: str, timezone: str) -> None:
+    """Offer the flow to the Prefect server on a schedule and run it in child processes, until interrupted.
+
+    Raises:
+        ConfigError: no server is configured; one that Prefect starts by itself keeps no schedules.
+    """
+    if get_current_settings().api.url is None:
+        raise ConfigError(
+            "schedules need a Prefect server: start one with `prefect server start`, "
+            "and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    reevaluate_flow.serve(
+        name=name,
+        schedule=Cron(cron, timezone=timezone),
+        parameters=parameters,
+        limit=1,
+        global_limit=ONE_AT_A_TIME,
+        print_starting_message=False,
+    )
+
+
+def _publish(found: Reevaluation) -> None:
+    """The report as an artifact, and an event if the gate tripped; neither may fail the run."""
+    name = f"{found.run.experiment}-{found.run.dataset}".lower()
+    try:
+        key = "reevaluate-" + "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)
+        create_markdown_artifact(key=key, markdown=found.markdown(), description=found.message)
+        if found.state == "fell" and found.comparison is not None:
+            emit_event(
+                REGRESSION,
+                resource={"prefect.resource.id": f"cascade.experiment.{name}", "prefect.resource.name": name},
+                payload={"reasons": found.comparison.regressions, "folder": str(found.run.folder)},
+            )
+    except Exception as error:  # whatever the server says, the report is on disk
+        get_run_logger().warning("no artifact or event: %s", error)

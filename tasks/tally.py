@@ -1,0 +1,87 @@
+"""Stage ``tally``: histograms of up to 256 images of one category added up, the lower half of a tree of sums.
+
+The upper half is ``aggregate``. Blocks are added by as many workers as there are, and images that are added later
+leave all blocks but the last as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascade.metrics import ScoreHistogram
+from storage.artefacts import ArraySpec, Artefact
+from storage.datasets import ImageRecord
+from storage.keys import StageKey, digest_of
+from tasks import score
+from tasks.stage import Run, Stage, StageItem, read_ahead
+
+VERSION = 1
+BLOCK = 256
+"""Images in a block."""
+
+_BINS = 65_536
+
+
+def key(run: Run) -> StageKey:
+    """The scores, and nothing else; which images are added is the item's identity."""
+    return StageKey("tally", VERSION, {}, {"score": score.key(run).digest})
+
+
+def blocks(run: Run, category: str) -> dict[str, list[str]]:
+    """The blocks of a category: score items by the identity of their block, in the manifest's order."""
+    members = [score.item_id(run, record) for record in run.manifest if record.category == category]
+    slices = (members[start : start + BLOCK] for start in range(0, len(members), BLOCK))
+    return {digest_of(own): own for own in slices}
+
+
+def items(run: Run) -> list[StageItem]:
+    """One item for each block of each category; two categories with the same images share theirs."""
+    first: dict[str, ImageRecord] = {}
+    for record in run.manifest:
+        first.setdefault(record.category, record)
+    entries = (
+        StageItem(name, first[category]) for category in run.manifest.categories for name in blocks(run, category)
+    )
+    return list({entry.id: entry for entry in entries}.values())
+
+
+def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
+    """By step the three histograms of ``score``, each [4, 65536]."""
+    shape = (len(score.STEPS), _BINS)
+    return {
+        "negatives": ArraySpec(shape, "int64", compress=True),
+        "positives": ArraySpec(shape, "int64", compress=True),
+        "regions": ArraySpec(shape, "float64", compress=True),
+    }
+
+
+def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
+    """Add each block up. The record holds ``regions``, the number of connected parts in all its masks."""
+    scores = run.artefact(score.key(run))
+    members = {name: own for item in items for name, own in blocks(run, item.record.category).items()}
+    for item in items:
+        totals = [ScoreHistogram.empty() for _ in score.STEPS]
+        for _, image in read_ahead(members[item.id], lambda name: scores.read(name, only=score.HISTOGRAMS)):
+            if image.record["truth"]:
+                own = score.histograms(image)
+                totals = [total + each for total, each in zip(totals, own, strict=True)]
+        stored = {name: np.stack([getattr(total, name) for total in totals]) for name in score.HISTOGRAMS}
+        artefact.write(item.id, stored, {"regions": totals[0].n_regions})
+
+
+def category_totals(run: Run, category: str) -> list[ScoreHistogram]:
+    """The histogram of each step over all images of a category, its blocks added pairwise."""
+    tallies = run.artefact(key(run))
+    sums = [score.histograms(tallies.read(name)) for name in blocks(run, category)]
+    while len(sums) > 1:
+        paired = [
+            [left + right for left, right in zip(first, second, strict=True)]
+            for first, second in zip(sums[::2], sums[1::2], strict=False)
+        ]
+        sums = paired + sums[2 * len(paired) :]
+    return sums[0]
+
+
+TALLY = Stage("tally", key, items, arrays, compute)
