@@ -36,8 +36,8 @@ COLUMNS = (
     "images",
     "verdict",
 )
-_ROUNDING = 1e-9
 WORST_COLUMNS = ("category", "path", "image_id", "baseline", "run", "difference")
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def resampled_metrics(
 
     Returns:
         float64 [R, 4] in [0, 1], in the order of ``PixelMetrics``; NaN where ``summary`` has NaN. Counts are exact
-        up to 2^53; the results differ from ``summary`` in their last bits only.
+        up to 2^53; the results differ from ``summary`` in their last bits only. Memory grows as 32 N T + 16 N^2 bytes
+        with T scores of positives: 0.1 GB for 200 images, 2 GB for 5,000.
     """
     counts = _Counts.of(images)
     found, regions, normal = (

@@ -120,7 +120,7 @@ def carry_out(
             else:
                 from flows.prefect_engine import execute_on_prefect, run_as_flow
 
-                runtime = ready[0].run.experiment.runtime
+                runtime = max((each.run.experiment.runtime for each in ready), key=lambda own: own.workers)
                 parameters = {"grid": ablation.name, "variants": [each.changes for each in ablation.variants]}
                 ended = run_as_flow("ablate", ablation.name, parameters, runtime, lambda: work(execute_on_prefect))
         except KeyboardInterrupt:

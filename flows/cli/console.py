@@ -31,6 +31,13 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     console.print(table)
 
 
+def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
+    value = per_cent(row[metric])
+    if not value or f"{metric}_low" not in row:
+        return value
+    return f"{value}\n[dim]{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}[/dim]"
+
+
 def per_cent(value: float) -> str:
     """A cell: one decimal, or blank where the value is not defined."""
     return "" if value != value else f"{100 * value:.1f}"
@@ -45,13 +52,6 @@ def models_note(experiments: Sequence[Experiment]) -> str | None:
     shown = "; ".join(f"SAM {sam}, CLIP {clip}" for sam, clip in others)
     mini = " The mini models are not a claim about the paper's." if any("mini" in pair for pair in others) else ""
     return f"not the paper's models ({shown}); do not compare these figures with the paper's.{mini}"
-
-
-def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
-    value = per_cent(row[metric])
-    if not value or f"{metric}_low" not in row:
-        return value
-    return f"{value}\n[dim]{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}[/dim]"
 
 
 def make_console() -> Console:

@@ -113,7 +113,7 @@ def test_metrics_that_the_pool_does_not_have_are_nan(anomalous: bool) -> None:
 def test_an_interval_covers_the_truth_at_its_level() -> None:
     """Images differ in difficulty; the truth is the limit of a very large pool of them."""
     rng = np.random.default_rng(11)
-    n_good, n_defective, pixels, draws = 20, 30, 400, 200
+    n_good, n_defective, pixels, draws = 40, 60, 400, 200
     edges = np.linspace(-4, 6, 41)
 
     def images(count: int, defective: bool) -> tuple[np.ndarray, np.ndarray]:
