@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,7 +42,11 @@ def compare(
     """Runs both once to warm up, then ``rounds`` times in turn; each call does ``count`` units of work."""
     ours()
     peer()
-    pairs = [(_seconds(ours), _seconds(peer)) for _ in range(rounds)]
+    return of_pairs(name, peer_name, unit, [(_seconds(ours), _seconds(peer)) for _ in range(rounds)], count)
+
+
+def of_pairs(name: str, peer_name: str, unit: str, pairs: Sequence[tuple[float, float]], count: float) -> Comparison:
+    """From the seconds of ours and the peer in each round."""
     ratios = [theirs / own for own, theirs in pairs]
     own_ms, peer_ms = (1000 * statistics.median(column) / count for column in zip(*pairs, strict=True))
     return Comparison(name, peer_name, unit, own_ms, peer_ms, statistics.median(ratios), min(ratios), max(ratios))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import make_console, models_note, per_cent, plain
-from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, as_overrides
+from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, as_overrides, require_engine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +68,8 @@ def ablate(
         ablation = new_ablation(loaded, variants, store or machine.store, allow_leak=allow_leak)
         folder = out or default_folder(machine.runs, loaded.name)
         require_unused(folder)
+    for variant in ablation.variants:
+        require_engine(variant.experiment, engine)
     candidates = prepare_variants(ablation, machine)
     if dry_run:
         show_plan(ablation, candidates, machine.runs, console)

@@ -43,21 +43,29 @@ def load_with_options(
         ConfigError: a key or value does not fit, or the local engine is asked for other processes.
     """
     from configs.loader import load_experiment
-    from storage.errors import ConfigError
 
-    given = [f"runtime.runner={runner}"] if runner is not None else []
-    given += [f"runtime.devices={json.dumps(devices.split(','))}"] if devices is not None else []
-    experiment = load_experiment(source, [*given, *as_overrides(dataset, overrides)])
-    if engine == "local" and experiment.runtime.runner != "threads":
-        raise ConfigError(f"runtime.runner '{experiment.runtime.runner}' needs --engine prefect")
+    experiment = load_experiment(source, as_overrides(dataset, overrides, runner=runner, devices=devices))
+    require_engine(experiment, engine)
     return experiment
 
 
-def as_overrides(dataset: Path | None, overrides: list[str] | None) -> list[str]:
-    """``--dataset`` and ``--set`` as overrides."""
+def as_overrides(
+    dataset: Path | None, overrides: list[str] | None, *, runner: str | None = None, devices: str | None = None
+) -> list[str]:
+    """The options as ``key=value``, those of ``--set`` last."""
     # a JSON string is the same string in YAML
     given = [f"dataset.path={json.dumps(str(dataset), ensure_ascii=False)}"] if dataset is not None else []
+    given += [f"runtime.runner={runner}"] if runner is not None else []
+    given += [f"runtime.devices={json.dumps(devices.split(','))}"] if devices is not None else []
     return [*given, *(overrides or [])]
+
+
+def require_engine(experiment: Experiment, engine: Engine) -> None:
+    """Raise ``ConfigError`` if the local engine is asked for other processes."""
+    from storage.errors import ConfigError
+
+    if engine == "local" and experiment.runtime.runner != "threads":
+        raise ConfigError(f"runtime.runner '{experiment.runtime.runner}' needs --engine prefect")
 
 
 def evaluator(engine: Engine) -> Callable[[Run, Reporter], Sequence[StageResult]]:

@@ -124,8 +124,8 @@ def test_an_ablation_is_one_flow_run(bench: Bench, tmp_path: Path, cli: Cli, mon
     before = flow_runs()
     assert cli("ablate", tmp_path / "grid.yaml", *given, "--out", tmp_path / "on_prefect").code == 0
     assert flow_runs() == before + 1
-    names = Counter(each.name.split("-")[0] for each in last_task_runs(expected=8))
-    assert names == {"embed": 1, "localise": 1, "prompt": 1, "refine": 1, "score": 2, "aggregate": 2}
+    names = Counter(each.name.split("-")[0] for each in last_task_runs(expected=10))
+    assert names == {"embed": 1, "localise": 1, "prompt": 1, "refine": 1, "score": 2, "tally": 2, "aggregate": 2}
     other = [*given, "--engine", "local", "--out", tmp_path / "local"]
     assert cli("ablate", tmp_path / "grid.yaml", *other).code == 0
     ours, theirs = (tmp_path / name / "results.csv" for name in ("on_prefect", "local"))
