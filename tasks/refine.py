@@ -99,15 +99,14 @@ def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
                 )
                 for job, row in zip(batch, rows, strict=True)
             ]
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                cascades = run_cascade(
-                    decode,
-                    torch.from_numpy(np.stack(features)).float().to(device),
-                    torch.from_numpy(np.stack(points)).float().to(device),
-                    torch.tensor([job.prompts["labels"] for job in batch], device=device),
-                    rows,
-                    options,
-                )
+            cascades = run_cascade(
+                decode,
+                torch.from_numpy(np.stack(features)).to(device).float(),
+                torch.from_numpy(np.stack(points)).float().to(device),
+                torch.tensor([job.prompts["labels"] for job in batch], device=device),
+                rows,
+                options,
+            )
             yield from zip(batch, cascades, strict=True)
 
 
