@@ -326,7 +326,8 @@ def test_store_ls_lists_every_artefact(cli: Cli, bench: Bench) -> None:
     rows = [line.split()[:3] for line in result.out.splitlines() if line.split()[0] != "stage"]
     listed = {(row[0], row[2]) for row in rows if len(row) == 3 and re.fullmatch("[0-9a-f]{12}", row[1])}
     assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | {
-        ("aggregate", "1")
+        ("aggregate", "1"),
+        ("words", "2"),
     }
 
 
