@@ -12,7 +12,7 @@ import numpy as np
 from storage.artefacts import ArraySpec, Artefact
 from storage.keys import StageKey
 from tasks import embed, localise, prompt
-from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+from tasks.stage import Run, Stage, StageItem, batches, config_of, read_ahead, require_finite, worded_items
 
 if TYPE_CHECKING:
     from cascade.cps import Cascade, Row
@@ -89,10 +89,10 @@ def _cascades(run: Run, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Cascade]]:
     for job in jobs:
         buckets[len(job.prompts["labels"])].append(job)
     for _, bucket in sorted(buckets.items()):
-        for start in range(0, len(bucket), config.batch_size):
-            batch = bucket[start : start + config.batch_size]
+        read = read_ahead(bucket, lambda job: embeddings.read(job.item.record.image_id).arrays["embedding"])
+        for own in batches(read, config.batch_size):
+            batch, features = [job for job, _ in own], [embedding for _, embedding in own]
             rows = [_row(run, job, options.choice == "agreement") for job in batch]
-            features = [embeddings.read(job.item.record.image_id).arrays["embedding"] for job in batch]
             points = [
                 scale_points(
                     np.array(job.prompts["points"]), (job.item.record.height, job.item.record.width), row.frame.size
