@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,16 @@ class Item:
 
 @dataclass(frozen=True)
 class _Line:
+    item: str
     row: int
     digests: Mapping[str, str]  # of each array
     digest: str  # of item, record and digests
     record: Mapping[str, Any]
+
+    @cached_property
+    def intact(self) -> bool:
+        """Whether the line has the digest that it says; found out once for each line that was read."""
+        return _line_digest(self.item, self.record, self.digests) == self.digest
 
 
 class Store:
@@ -171,7 +178,7 @@ class Artefact:
         for name, value in arrays.items():
             self._array(name)[row] = value
         digests = {name: _array_digest(item, name, value) for name, value in arrays.items()}
-        line = _Line(row, digests, _line_digest(item, record, digests), record)
+        line = _Line(item, row, digests, _line_digest(item, record, digests), record)
         text = canonical_json({"item": item, "row": row, "arrays": digests, "digest": line.digest, "record": record})
         with self._mutex:
             with self._ledger.open("a", encoding="utf-8") as file:
@@ -207,25 +214,16 @@ class Artefact:
             line = self._lines.get(item)
         if line is None:
             raise StoreError(f"{self.name}: item {item} is not in the store; run the stage again")
-        if _line_digest(item, line.record, line.digests) != line.digest:
+        if not line.intact:
             raise self._corrupt(item, "ledger line differs from its digest")
         return line
 
     def _read_ledger(self) -> dict[str, _Line]:
-        lines: dict[str, _Line] = {}
-        if not self._ledger.is_file():
-            return lines
-        for text in self._ledger.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                data = json.loads(text)
-                item = data["item"]
-                if data.get("forgotten"):
-                    lines.pop(item, None)
-                else:
-                    lines[item] = _Line(data["row"], data["arrays"], data["digest"], data["record"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line torn by a kill: its item counts as not done
-        return lines
+        try:
+            state = self._ledger.stat()
+        except FileNotFoundError:
+            return {}
+        return dict(_ledger_lines(self._ledger, state.st_ino, state.st_size, state.st_mtime_ns))
 
     def _prepare(self, items: list[str], specs: Mapping[str, ArraySpec]) -> None:
         if not self.exists:
@@ -272,6 +270,23 @@ class Artefact:
                 # write_empty_chunks is not persisted by zarr, and open_array ignores its argument of that name
                 self._arrays[name] = zarr.open_array(self.path / name, mode="r+").with_config(_WRITE_EMPTY)
             return self._arrays[name]
+
+
+@lru_cache(maxsize=32)
+def _ledger_lines(path: Path, inode: int, size: int, mtime_ns: int) -> Mapping[str, _Line]:
+    """The lines of a ledger in this state: a run looks at each several times, and mostly nothing was written since."""
+    lines: dict[str, _Line] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            data = json.loads(text)
+            item = data["item"]
+            if data.get("forgotten"):
+                lines.pop(item, None)
+            else:
+                lines[item] = _Line(item, data["row"], data["arrays"], data["digest"], data["record"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a line torn by a kill: its item counts as not done
+    return lines
 
 
 def _read_key(path: Path) -> dict[str, Any]:

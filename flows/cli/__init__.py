@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.cli import data, run, store, train, weights
+from flows.cli import bench, data, run, store, train, weights
 
 app = typer.Typer(
     name="cascade",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run.run, run.demo, data.generate, data.check, data.export):
+for command in (run.run, run.demo, data.generate, data.check, data.export, bench.bench):
     app.command()(command)
 for name, group in (("store", store.app), ("weights", weights.app), ("train", train.app)):
     app.add_typer(group, name=name)
