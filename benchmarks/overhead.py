@@ -21,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
 from benchmarks.paired import report
 from configs.loader import load_experiment
 from configs.settings import Settings
-from flows.cli.console import make_console
 from flows.evaluate import STAGES, evaluate
 from flows.local_engine import execute_locally
 from flows.prepare import prepare
@@ -86,7 +86,7 @@ def fill(root: Path) -> None:
         prepare(load_experiment("mini", [f"dataset.path={root / name}", *SETTINGS]), root / "store", Settings()).run
         for name in ("sample", "data")
     )
-    with RichReporter(make_console()) as reporter:
+    with RichReporter(Console(stderr=True)) as reporter:
         evaluate(sample, execute_locally, reporter)
     for stage in STAGES:
         artefact = Store(root / "store").artefact(stage.key(whole))
