@@ -64,15 +64,14 @@ def main() -> int:
             masks.append(drawn[best])
         return masks
 
-    def ours(decoder, bf16: bool = False) -> list[np.ndarray]:
+    def ours(decoder) -> list[np.ndarray]:
         masks = []
         for start in range(0, arguments.images, arguments.batch):
             part = slice(start, start + arguments.batch)
             own = points[part].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                found = run_cascade(
-                    decoder, embeddings[part], own, labels.to(device).expand(len(own), -1), [row] * len(own), OPTIONS
-                )
+            found = run_cascade(
+                decoder, embeddings[part], own, labels.to(device).expand(len(own), -1), [row] * len(own), OPTIONS
+            )
             for cascade in found:
                 last = cascade.steps[2]
                 logits = torch.from_numpy(last.logits[last.chosen])[None, None]
@@ -82,7 +81,7 @@ def main() -> int:
     ways = {
         "absorbed, fp32": partial(ours, AbsorbedDecoder(sam)),
         "plain, fp32": partial(ours, partial(decode, sam)),
-        "absorbed, bf16": partial(ours, AbsorbedDecoder(sam), bf16=True),
+        "absorbed, bf16": partial(ours, AbsorbedDecoder(sam, bf16=True)),
     }
     truth = official()
     comparisons, agreement = [], {}

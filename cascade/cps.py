@@ -12,7 +12,7 @@ What the paper leaves open is an option (A10 to A13); PerSAM's public cascade ag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cascade.frames import Box, InputFrame, Size, logits_in_frame, mask_box, scale_box
+from cascade.frames import Box, InputFrame, Size, boxes_above_zero, logits_in_frame, mask_box
 from cascade.sam.decoder import Decoded, Decoder
 
 
@@ -89,13 +89,6 @@ class Cascade:
     box_fallback: bool
 
 
-@dataclass(frozen=True)
-class _Pass:
-    row: int
-    box: Box
-    mask_input: torch.Tensor
-
-
 def run_cascade(
     decode: Decoder,
     embeddings: torch.Tensor,
@@ -106,6 +99,9 @@ def run_cascade(
 ) -> list[Cascade]:
     """The three passes for B rows that have equally many points.
 
+    Nothing is copied to the host between the passes, unless the options need the connected parts of a mask or may skip
+    a pass.
+
     Args:
         decode: SAM's decoder.
         embeddings: [B, C, grid, grid] float32.
@@ -114,126 +110,139 @@ def run_cascade(
         rows: B descriptions.
         options: the open choices.
     """
+    # each pass reads the cells of an image one after another
+    embeddings = embeddings.contiguous(memory_format=torch.channels_last)
     first = decode(embeddings, points, labels, multimask=options.multimask[0])
-    chosen_first = _choose(first, rows, options)
-    fed_first = _feedback(first, chosen_first, options)
+    best_first = _best(first, rows, options)
+    fed_first = _feedback(first, best_first, options)
     second = decode(embeddings, points, labels, mask_input=fed_first, multimask=options.multimask[1])
-    chosen_second = _choose(second, rows, options)
-    fed_second = _feedback(second, chosen_second, options)
+    best_second = _best(second, rows, options)
+    fed = _feedback(second, best_second, options)
 
-    masks_second = _masks(second, chosen_second, rows)
-    passes: list[_Pass] = []
-    for index, row in enumerate(rows):
-        mask, mask_input = masks_second[index], fed_second[index]
-        if mask.any():
-            boxes = _boxes(mask, options)
-        elif options.empty == "skip":
-            boxes = []
-        else:
-            mask = _masks(first, chosen_first, rows, only=index)[0]
-            boxes = [_pad(mask_box(mask), row.size, options.box_padding)] if mask.any() else [row.ring_box]
-            mask_input = fed_first[index] if mask.any() else mask_input
-        passes += [_Pass(index, box, mask_input) for box in boxes]
+    boxes, drawn = _boxes(second, best_second, rows, options)
+    if drawn.is_cuda or not drawn.all():  # to ask a GPU takes longer than to compute what is rarely needed
+        boxes_first, drawn_first = _boxes(first, best_first, rows, options)
+        rings = _numbers([row.ring_box for row in rows], drawn)
+        boxes = torch.where(drawn[:, None], boxes, torch.where(drawn_first[:, None], boxes_first, rings))
+        fed = torch.where((drawn | ~drawn_first)[:, None, None, None], fed, fed_first)
 
-    third = _third_step(decode, embeddings, points, labels, rows, passes, options)
-    results = []
-    for index in range(len(rows)):
-        step_two = _step(second, index, chosen_second[index])
-        results.append(
-            Cascade(
-                (_step(first, index, chosen_first[index]), step_two, third.get(index, step_two)),
-                box_fallback=not masks_second[index].any(),
-            )
+    owners = list(range(len(rows)))
+    if options.box != "mask" or options.empty == "skip":
+        owners, boxes = _own_boxes(second, best_second, rows, boxes, drawn, options)
+        embeddings, points, labels, fed = (each[owners] for each in (embeddings, points, labels, fed))
+    third = {}
+    if owners:
+        ratios = [np.divide(rows[owner].frame.size[::-1], rows[owner].size[::-1]) for owner in owners]
+        scaled = (boxes * _numbers(ratios, boxes).repeat(1, 2)).float()
+        last = decode(embeddings, points, labels, boxes=scaled, mask_input=fed, multimask=options.multimask[2])
+        last, last_rows = _merged(last, owners), sorted(set(owners))
+        third = dict(zip(last_rows, _steps(last, _best(last, [rows[row] for row in last_rows], options)), strict=True))
+    for owner, box in zip(owners, boxes.cpu().numpy(), strict=True):
+        third[owner] = replace(third[owner], boxes=(*third[owner].boxes, box))
+    return [
+        Cascade((step_one, step_two, third.get(index, step_two)), box_fallback=empty)
+        for index, (step_one, step_two, empty) in enumerate(
+            zip(_steps(first, best_first), _steps(second, best_second), (~drawn).tolist(), strict=True)
         )
-    return results
+    ]
 
 
-def _third_step(
-    decode: Decoder,
-    embeddings: torch.Tensor,
-    points: torch.Tensor,
-    labels: torch.Tensor,
-    rows: Sequence[Row],
-    passes: Sequence[_Pass],
-    options: CascadeOptions,
-) -> dict[int, Step]:
-    if not passes:
-        return {}
-    index = torch.tensor([each.row for each in passes], device=embeddings.device)
-    boxes = [scale_box(each.box, rows[each.row].size, rows[each.row].frame.size) for each in passes]
-    decoded = decode(
-        embeddings[index],
-        points[index],
-        labels[index],
-        boxes=torch.from_numpy(np.stack(boxes)).float().to(points.device),
-        mask_input=torch.stack([each.mask_input for each in passes]),
-        multimask=options.multimask[2],
-    )
-    steps = {}
-    for row in sorted({each.row for each in passes}):
-        own = [number for number, each in enumerate(passes) if each.row == row]
-        merged = Decoded(
-            decoded.low_res_logits[own].amax(dim=0, keepdim=True),
-            decoded.predicted_iou[own].mean(dim=0, keepdim=True),
-        )
-        chosen = _choose(merged, [rows[row]], options)[0]
-        steps[row] = _step(merged, 0, chosen, tuple(passes[number].box for number in own))
-    return steps
+def _numbers(values: Sequence[NDArray[np.float64]], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.stack(values)).to(like.device)
 
 
-def _choose(decoded: Decoded, rows: Sequence[Row], options: CascadeOptions) -> list[int]:
+def _best(decoded: Decoded, rows: Sequence[Row], options: CascadeOptions) -> torch.Tensor:
+    """[B] index of the mask that goes on."""
     if options.choice == "iou":
-        quality = decoded.predicted_iou.cpu().numpy()
-    else:
-        masks = (decoded.low_res_logits > 0).cpu().numpy()
-        quality = np.array([[_agreement(mask, row.map) for mask in own] for own, row in zip(masks, rows, strict=True)])
-    return [int(index) for index in quality.argmax(axis=1)]
-
-
-def _agreement(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float64] | None) -> float:
-    """Soft Jaccard index of a mask and the anomaly map."""
-    if anomaly_map is None:
+        return decoded.predicted_iou.argmax(dim=1)
+    given = [row.map for row in rows if row.map is not None]
+    if len(given) < len(rows):
         raise ValueError("choice 'agreement' needs the anomaly map of every row")
-    shared = float(anomaly_map[mask].sum())
-    return shared / (float(mask.sum()) + float(anomaly_map.sum()) - shared + 1e-12)
+    maps, masks = _numbers(given, decoded.low_res_logits)[:, None], decoded.low_res_logits > 0
+    shared = (maps * masks).sum(dim=(2, 3))
+    return (shared / (masks.sum(dim=(2, 3)) + maps.sum(dim=(2, 3)) - shared + 1e-12)).argmax(dim=1)
 
 
-def _feedback(decoded: Decoded, chosen: Sequence[int], options: CascadeOptions) -> torch.Tensor:
+def _chosen(decoded: Decoded, best: torch.Tensor) -> torch.Tensor:
+    """[B, 1, 4·grid, 4·grid] logits of the best mask."""
+    return decoded.low_res_logits.take_along_dim(best[:, None, None, None], dim=1)
+
+
+def _feedback(decoded: Decoded, best: torch.Tensor, options: CascadeOptions) -> torch.Tensor:
     """[B, 1, 4·grid, 4·grid] logits for the next pass (A11)."""
-    logits = decoded.low_res_logits
     if options.feedback == "mean":
-        return logits.mean(dim=1, keepdim=True)
-    return logits[torch.arange(len(chosen)), list(chosen)][:, None]
+        return decoded.low_res_logits.mean(dim=1, keepdim=True)
+    return _chosen(decoded, best)
 
 
-def _masks(
-    decoded: Decoded, chosen: Sequence[int], rows: Sequence[Row], only: int | None = None
-) -> list[NDArray[np.bool_]]:
-    """The chosen masks in their prompt frames; of one row if ``only`` is given."""
-    indices = range(len(rows)) if only is None else [only]
-    masks = []
-    for index in indices:
-        logits = decoded.low_res_logits[index, chosen[index]][None, None]
-        masks.append((logits_in_frame(logits, rows[index].frame, rows[index].size)[0, 0] > 0).cpu().numpy())
-    return masks
+def _boxes(
+    decoded: Decoded, best: torch.Tensor, rows: Sequence[Row], options: CascadeOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes [B, 4] float64 of the best masks in the prompt frame, and [B] whether the mask has a pixel at all."""
+    boxes, drawn = zip(
+        *(
+            boxes_above_zero(logits_in_frame(logits[None], row.frame, row.size)[0, 0])
+            for logits, row in zip(_chosen(decoded, best), rows, strict=True)
+        ),
+        strict=True,
+    )
+    return _padded(torch.stack(boxes), rows, options), torch.stack(drawn)
 
 
-def _boxes(mask: NDArray[np.bool_], options: CascadeOptions) -> list[Box]:
-    if options.box == "mask":
-        return [_pad(mask_box(mask), mask.shape, options.box_padding)]
+def _padded(boxes: torch.Tensor, rows: Sequence[Row], options: CascadeOptions) -> torch.Tensor:
+    """Boxes [B, 4] grown on each side, within the rows' prompt frames (A12)."""
+    if options.box_padding == 0:
+        return boxes
+    sides = boxes[:, 2:] - boxes[:, :2]
+    grown = boxes + options.box_padding * torch.cat([-sides, sides], dim=1)
+    limits = [np.array([row.size[1] - 1.0, row.size[0] - 1.0] * 2) for row in rows]
+    return torch.minimum(grown.clamp(min=0), _numbers(limits, boxes))
+
+
+def _own_boxes(
+    second: Decoded,
+    best: torch.Tensor,
+    rows: Sequence[Row],
+    boxes: torch.Tensor,
+    drawn: torch.Tensor,
+    options: CascadeOptions,
+) -> tuple[list[int], torch.Tensor]:
+    """The options that need the host: the row of each pass, and its box; from the ``boxes`` of whole masks."""
+    owners: list[int] = []
+    own: list[torch.Tensor] = []
+    for index, (logits, row) in enumerate(zip(_chosen(second, best), rows, strict=True)):
+        found = boxes[index : index + 1]
+        if not drawn[index]:
+            found = found[:0] if options.empty == "skip" else found
+        elif options.box != "mask":
+            mask = (logits_in_frame(logits[None], row.frame, row.size)[0, 0] > 0).cpu().numpy()
+            parts = _parts(mask, options)
+            found = _padded(_numbers(parts, boxes), [row] * len(parts), options)
+        owners += [index] * len(found)
+        own.append(found)
+    return owners, torch.cat(own)
+
+
+def _parts(mask: NDArray[np.bool_], options: CascadeOptions) -> list[Box]:
+    """The box of the largest connected part of a mask, or of each."""
     count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
     kept = [largest] if options.box == "largest" else list(range(1, count))
-    return [_pad(mask_box(parts == part), mask.shape, options.box_padding) for part in kept]
+    return [mask_box(parts == part) for part in kept]
 
 
-def _pad(box: Box, size: Size, padding: float) -> Box:
-    if padding == 0:
-        return box
-    width, height = box[2] - box[0], box[3] - box[1]
-    grown = box + padding * np.array([-width, -height, width, height])
-    return np.clip(grown, 0, [size[1] - 1, size[0] - 1, size[1] - 1, size[0] - 1])
+def _merged(decoded: Decoded, owners: Sequence[int]) -> Decoded:
+    """The passes of each row merged into one: the largest logits, the mean predicted IoU (A12)."""
+    rows = sorted(set(owners))
+    if len(rows) == len(owners):
+        return decoded
+    own = [[number for number, owner in enumerate(owners) if owner == row] for row in rows]
+    return Decoded(
+        torch.stack([decoded.low_res_logits[passes].amax(dim=0) for passes in own]),
+        torch.stack([decoded.predicted_iou[passes].mean(dim=0) for passes in own]),
+    )
 
 
-def _step(decoded: Decoded, index: int, chosen: int, boxes: tuple[Box, ...] = ()) -> Step:
-    return Step(decoded.low_res_logits[index].cpu().numpy(), decoded.predicted_iou[index].cpu().numpy(), chosen, boxes)
+def _steps(decoded: Decoded, best: torch.Tensor) -> list[Step]:
+    columns = decoded.low_res_logits.cpu().numpy(), decoded.predicted_iou.cpu().numpy(), best.tolist()
+    return [Step(logits, predicted_iou, chosen) for logits, predicted_iou, chosen in zip(*columns, strict=True)]

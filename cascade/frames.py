@@ -61,6 +61,8 @@ def logits_in_frame(logits: torch.Tensor, frame: InputFrame, size: Size) -> torc
     """
     square = functional.interpolate(logits, (frame.side, frame.side), mode="bilinear", align_corners=False)
     inside = square[..., : frame.size[0], : frame.size[1]]
+    if frame.size == size:  # every weight would be one
+        return inside
     return functional.interpolate(inside, size, mode="bilinear", align_corners=False)
 
 
@@ -106,6 +108,24 @@ def mask_box(mask: NDArray[np.bool_]) -> Box:
     """The smallest box [4] (x0, y0, x1, y1) around a mask's pixels, inclusive pixel indices (PerSAM's reading)."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.float64)
+
+
+def boxes_above_zero(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`mask_box` of every mask ``logits > 0`` of a batch, on its device and without waiting for it.
+
+    Args:
+        logits: [..., H, W], float without NaN.
+
+    Returns:
+        Boxes [..., 4] float64, and [...] bool: whether the mask has a pixel at all. The box of an empty mask means
+        nothing.
+    """
+    ends = []
+    for largest in (logits.amax(dim=-2), logits.amax(dim=-1)):
+        occupied = (largest > 0).to(torch.uint8)
+        ends.append((occupied.argmax(dim=-1), occupied.shape[-1] - 1 - occupied.flip(-1).argmax(dim=-1)))
+    (left, right), (top, bottom) = ends
+    return torch.stack([left, top, right, bottom], dim=-1).double(), (largest > 0).any(dim=-1)
 
 
 def _overlap(pixels: int, filled: int, side: int, grid: int) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from storage.errors import CorruptItem, StoreError
 from storage.keys import StageKey, canonical_json, nearest_key
 
 SCHEMA = 1
+_BLAKE2B_DIGITS = 32
 _WRITE_EMPTY: ArrayConfigParams = {"write_empty_chunks": True}
 
 
@@ -56,10 +58,16 @@ class Item:
 
 @dataclass(frozen=True)
 class _Line:
+    item: str
     row: int
     digests: Mapping[str, str]  # of each array
     digest: str  # of item, record and digests
     record: Mapping[str, Any]
+
+    @cached_property
+    def intact(self) -> bool:
+        """Whether the line has the digest that it says; found out once for each line that was read."""
+        return _line_digest(self.item, self.record, self.digests) == self.digest
 
 
 class Store:
@@ -148,7 +156,7 @@ class Artefact:
                 arrays[name] = np.asarray(self._array(name)[line.row])
             except Exception as error:  # zarr and its codecs raise many kinds; all mean that the chunk is unusable
                 raise self._corrupt(item, f"{name}: {error}") from error
-            if _array_digest(item, name, arrays[name]) != line.digests[name]:
+            if _array_digest(item, name, arrays[name], len(line.digests[name])) != line.digests[name]:
                 raise self._corrupt(item, f"{name} differs from its digest")
         return Item(arrays, line.record)
 
@@ -193,7 +201,7 @@ class Artefact:
         for name, value in arrays.items():
             self._array(name)[row] = value
         digests = {name: _array_digest(item, name, value) for name, value in arrays.items()}
-        line = _Line(row, digests, _line_digest(item, record, digests), record)
+        line = _Line(item, row, digests, _line_digest(item, record, digests), record)
         text = canonical_json({"item": item, "row": row, "arrays": digests, "digest": line.digest, "record": record})
         with self._mutex:
             with self._ledger.open("a", encoding="utf-8") as file:
@@ -226,24 +234,17 @@ class Artefact:
             line = self._lines.get(item)
         if line is None:
             raise StoreError(f"{self.name}: item {item} is not in the store; run the stage again")
-        if _line_digest(item, line.record, line.digests) != line.digest:
+        if not line.intact:
             raise self._corrupt(item, "ledger line differs from its digest")
         return line
 
     def _read_ledger(self) -> dict[str, _Line]:
-        lines: dict[str, _Line] = {}
-        texts = [text for path in self._ledgers() for text in _lines_of(path)]
-        for text in texts:
+        while True:
             try:
-                data = json.loads(text)
-                item = data["item"]
-                if data.get("forgotten"):
-                    lines.pop(item, None)
-                else:
-                    lines[item] = _Line(data["row"], data["arrays"], data["digest"], data["record"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line torn by a kill: its item counts as not done
-        return lines
+                states = [(path, path.stat()) for path in self._ledgers()]
+                return dict(_ledger_lines(tuple((path, at.st_ino, at.st_size, at.st_mtime_ns) for path, at in states)))
+            except FileNotFoundError:
+                continue  # a coordinator has just taken a worker's ledger over
 
     def _ledgers(self) -> list[Path]:
         """The ledger, then those of workers."""
@@ -311,6 +312,26 @@ class Artefact:
             return self._arrays[name]
 
 
+@lru_cache(maxsize=32)
+def _ledger_lines(states: tuple[tuple[Path, int, int, int], ...]) -> Mapping[str, _Line]:
+    """The lines of ledgers in these states: a run looks at each several times, and mostly nothing was written since.
+
+    A state is path, inode, size and time of the last change.
+    """
+    lines: dict[str, _Line] = {}
+    for text in (text for path, *_ in states for text in _lines_of(path)):
+        try:
+            data = json.loads(text)
+            item = data["item"]
+            if data.get("forgotten"):
+                lines.pop(item, None)
+            else:
+                lines[item] = _Line(item, data["row"], data["arrays"], data["digest"], data["record"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a line torn by a kill: its item counts as not done
+    return lines
+
+
 def _lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
@@ -334,9 +355,14 @@ def _read_key(path: Path) -> dict[str, Any]:
     return key
 
 
-def _array_digest(item: str, name: str, array: NDArray[Any]) -> str:
+def _array_digest(item: str, name: str, array: NDArray[Any], digits: int = 64) -> str:
+    """SHA-256, which processors compute faster than any digest of its strength; BLAKE2b if it shall have 32 digits.
+
+    Ledgers written before the change hold the latter.
+    """
     value = np.ascontiguousarray(array)
-    digest = hashlib.blake2b(f"{item}|{name}|{value.dtype.str}|{value.shape}|".encode(), digest_size=16)
+    head = f"{item}|{name}|{value.dtype.str}|{value.shape}|".encode()
+    digest = hashlib.blake2b(head, digest_size=16) if digits == _BLAKE2B_DIGITS else hashlib.sha256(head)
     digest.update(value.data.cast("B") if value.size else b"")
     return digest.hexdigest()
 

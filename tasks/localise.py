@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import read_image
 from storage.keys import StageKey
 from tasks.stage import Run, Stage, StageItem, batches, config_of, read_ahead, require_finite, worded_items
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from tasks.words import text_features
 
 VERSION = 1
 
@@ -59,7 +55,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 
     config = run.experiment.localise
     clip, adapter, device = clip_of(run), adapter_of(run), device_of(run)
-    texts = text_features(run, clip, {run.words(item.record) for item in items})
+    texts = text_features(run, {run.words(item.record) for item in items})
     images = read_ahead(
         items, lambda item: image_tensor(Image.fromarray(read_image(run.image_path(item.record))), config.image_side)
     )
@@ -75,20 +71,6 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
             require_finite("localise", item.record, own)
             require_finite("localise", item.record, score)
             artefact.write(item.id, {"logits": own}, {"image_score": float(score)})
-
-
-def text_features(run: Run, clip: nn.Module, words: set[str]) -> dict[str, torch.Tensor]:
-    """[D, 2] unit columns, normal and abnormal, for each class."""
-    import torch
-
-    from cascade.clip.backbone import mean_text_feature
-    from tasks.ensembles import load_ensemble
-
-    ensemble = load_ensemble(run.experiment.localise.prompts)
-    return {
-        each: torch.stack([mean_text_feature(clip, sentences) for sentences in ensemble.sentences(each)], dim=1)
-        for each in sorted(words)
-    }
 
 
 LOCALISE = Stage("localise", key, worded_items, arrays, compute)

@@ -45,10 +45,11 @@ def sam_of(run: Run) -> Sam:
 
 
 def decoder_of(run: Run) -> Decoder:
-    """The decoder of a run's SAM, in the order of multiplication that the configuration asks for."""
+    """The decoder of a run's SAM, in the order of multiplication and the precision that the configuration asks for."""
+    bf16 = run.experiment.refine.precision == "bf16"
     if run.experiment.refine.decoder == "plain":
-        return partial(decode, sam_of(run))
-    return _absorbed(sam_of(run))
+        return partial(decode, sam_of(run), bf16=bf16)
+    return _absorbed(sam_of(run), bf16)
 
 
 def clip_of(run: Run) -> nn.Module:
@@ -139,8 +140,8 @@ def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
 
 
 @lru_cache(maxsize=1)
-def _absorbed(sam: Sam) -> AbsorbedDecoder:
-    return AbsorbedDecoder(sam)
+def _absorbed(sam: Sam, bf16: bool) -> AbsorbedDecoder:
+    return AbsorbedDecoder(sam, bf16=bf16)
 
 
 @lru_cache(maxsize=1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.schema import Frame, PromptConfig
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import ImageRecord
 from storage.keys import StageKey
 from tasks import embed, localise
-from tasks.stage import Run, Stage, StageItem, config_of, worded_items
+from tasks.stage import Run, Stage, StageItem, config_of, read_ahead, worded_items
 
 if TYPE_CHECKING:
     from cascade.ppg import PromptOptions
@@ -35,7 +38,6 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     The record holds ``threshold``, ``frame`` (height, width) and ``sets``; a set holds ``points`` [[x, y], ...] in
     original pixels, ``labels``, ``values``, ``box`` of the dilated S_a (prompt frame), ``area`` and ``empty_ring``.
     """
-    import numpy as np
     import torch
 
     from cascade.clip.april_gan import anomaly_map, logit_margin
@@ -48,11 +50,15 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     options = prompt_options(config)
     side = input_side(run.experiment.embed.backbone)
     maps, embeddings = run.artefact(localise.key(run)), run.artefact(embed.key(run))
-    for item in items:
+
+    def read(item: StageItem) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        embedding = embeddings.read(item.record.image_id)
+        return maps.read(item.id).arrays["logits"], embedding.arrays["embedding"]
+
+    for item, (own_logits, own_embedding) in read_ahead(items, read):
         record = item.record
         image_size, size = (record.height, record.width), frame_size(config.frame, record)
-        logits = torch.from_numpy(maps.read(item.id).arrays["logits"])[None]
-        embedding = torch.from_numpy(embeddings.read(record.image_id).arrays["embedding"]).float()
+        logits, embedding = torch.from_numpy(own_logits)[None], torch.from_numpy(own_embedding).float()
         frame = input_frame(image_size, run.experiment.embed.image, side)
         prompts = generate_prompts(
             anomaly_map(logits, size)[0].numpy(), logit_margin(logits, size)[0].numpy(), embedding, frame, options

@@ -13,12 +13,12 @@ from storage.artefacts import ArraySpec, Artefact
 from storage.keys import StageKey
 from tasks import embed, localise, prompt
 from tasks.shards import shards_of
-from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+from tasks.stage import Run, Stage, StageItem, batches, config_of, read_ahead, require_finite, worded_items
 
 if TYPE_CHECKING:
     from cascade.cps import Cascade, Row
 
-VERSION = 1
+VERSION = 2
 STEPS = ("points", "points+logits", "points+box+logits")
 _MASKS = 3
 
@@ -105,27 +105,26 @@ def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterat
     for job in jobs:
         buckets[len(job.prompts["labels"])].append(job)
     for _, bucket in sorted(buckets.items()):
-        for start in range(0, len(bucket), config.batch_size):
-            batch = bucket[start : start + config.batch_size]
-            if not any(job.item.id in wanted for job in batch):
-                continue
+        whole = list(batches(iter(bucket), config.batch_size))
+        jobs_to_do = [job for batch in whole if any(each.item.id in wanted for each in batch) for job in batch]
+        read = read_ahead(jobs_to_do, lambda job: embeddings.read(job.item.record.image_id).arrays["embedding"])
+        for own in batches(read, config.batch_size):
+            batch, features = [job for job, _ in own], [embedding for _, embedding in own]
             rows = [_row(run, job, options.choice == "agreement") for job in batch]
-            features = [embeddings.read(job.item.record.image_id).arrays["embedding"] for job in batch]
             points = [
                 scale_points(
                     np.array(job.prompts["points"]), (job.item.record.height, job.item.record.width), row.frame.size
                 )
                 for job, row in zip(batch, rows, strict=True)
             ]
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                cascades = run_cascade(
-                    decode,
-                    torch.from_numpy(np.stack(features)).float().to(device),
-                    torch.from_numpy(np.stack(points)).float().to(device),
-                    torch.tensor([job.prompts["labels"] for job in batch], device=device),
-                    rows,
-                    options,
-                )
+            cascades = run_cascade(
+                decode,
+                torch.from_numpy(np.stack(features)).to(device).float(),
+                torch.from_numpy(np.stack(points)).float().to(device),
+                torch.tensor([job.prompts["labels"] for job in batch], device=device),
+                rows,
+                options,
+            )
             yield from zip(batch, cascades, strict=True)
 
 

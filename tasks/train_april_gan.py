@@ -21,8 +21,8 @@ from storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
 from storage.errors import DataError
 from storage.keys import StageKey
 from storage.weights import LocatedWeights
-from tasks.localise import text_features
 from tasks.stage import Run, Stage, StageItem, batches, config_of, image_items, read_ahead, require_finite
+from tasks.words import text_features
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def train_adapter(
     _check_training_data(run, records)
     localise, device = run.experiment.localise, device_of(run)
     clip, model = clip_of(run), clip_config(localise.backbone)
-    texts = text_features(run, clip, {run.words(record) for record in records})
+    texts = text_features(run, {run.words(record) for record in records})
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     if "adapter" in run.weights:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import signal
@@ -230,6 +231,24 @@ def test_an_edited_ledger_line_is_damage(
     with pytest.raises(CorruptItem):
         reopened().read("a")
     assert_holds(reopened(), "b", 2)
+
+
+def test_digests_of_the_first_kind_are_still_checked(artefact: Artefact, reopened: Callable[[], Artefact]) -> None:
+    """A ledger line as it was written when arrays had BLAKE2b digests, in the same order of bytes."""
+    write(artefact, a=1, b=2)
+    digests = {
+        name: hashlib.blake2b(
+            f"a|{name}|{value.dtype.str}|{value.shape}|".encode() + value.tobytes(), digest_size=16
+        ).hexdigest()
+        for name, value in content(1).items()
+    }
+    whole = json.dumps(["a", record(1), digests], sort_keys=True, separators=(",", ":")).encode()
+    edit_line(artefact, "a", arrays=digests, digest=hashlib.blake2b(whole, digest_size=16).hexdigest())
+    assert_holds(reopened(), "a", 1)
+    first, second = chunks(artefact)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(CorruptItem, match="differs from its digest"):
+        reopened().read("a")
 
 
 def test_a_record_is_verified_without_its_arrays_too(artefact: Artefact, reopened: Callable[[], Artefact]) -> None:

@@ -186,3 +186,36 @@ def test_agreement_chooses_the_mask_that_fits_the_map(decoder):
         run_cascade(
             decoder, embeddings, points, labels, [Row(FRAME, SIZE, RING)] * 3, replace(DEFAULT, choice="agreement")
         )
+
+
+def test_rows_of_one_batch_fall_back_each_on_its_own(decoder):
+    """A13 in a batch: a drawn second mask, an empty one after a drawn first, and two empty ones."""
+    nothing = torch.full((16, 16), -1.0)
+    seconds = torch.stack([_blob((4, 4, 8, 10)), nothing, nothing])[:, None]
+    firsts = torch.stack([_blob((1, 1, 4, 4)), _blob((2, 3, 9, 9)), nothing])[:, None]
+    fake, calls = _with_second_mask(decoder, seconds, firsts)
+    embeddings, points, labels = _inputs(3)
+    results = run_cascade(fake, embeddings, points, labels, [Row(FRAME, SIZE, RING)] * 3, DEFAULT)
+    drawn = [
+        mask_box((logits_in_frame(logits[None], FRAME, SIZE)[0, 0] > 0).numpy()) for logits in (seconds[0], firsts[1])
+    ]
+    for result, expected in zip(results, [*drawn, RING], strict=True):
+        np.testing.assert_array_equal(result.steps[2].boxes, [expected])
+    assert [result.box_fallback for result in results] == [False, True, True]
+    torch.testing.assert_close(calls[2]["mask_input"], torch.stack([seconds[0], firsts[1], seconds[2]]))
+
+
+def test_prompt_frames_of_a_batch_may_differ(decoder):
+    second = _blob((4, 4, 8, 10))
+    embeddings, points, labels = _inputs(2)
+    rows = [Row(FRAME, SIZE, RING), Row(InputFrame(64, (32, 64)), (50, 100), RING)]
+    fake, calls = _with_second_mask(decoder, second)
+    results = run_cascade(fake, embeddings, points, labels, rows, replace(DEFAULT, box_padding=0.1))
+    for index, row in enumerate(rows):
+        fake, own = _with_second_mask(decoder, second)
+        part = slice(index, index + 1)
+        (alone,) = run_cascade(
+            fake, embeddings[part], points[part], labels[part], [row], replace(DEFAULT, box_padding=0.1)
+        )
+        np.testing.assert_array_equal(results[index].steps[2].boxes, alone.steps[2].boxes)
+        torch.testing.assert_close(calls[2]["boxes"][part], own[2]["boxes"])

@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cascade.frames import InputFrame, grid_coverage, logits_in_frame, mask_box, sample_grid, scale_box, scale_points
+from cascade.frames import (
+    InputFrame,
+    boxes_above_zero,
+    grid_coverage,
+    logits_in_frame,
+    mask_box,
+    sample_grid,
+    scale_box,
+    scale_points,
+)
 from cascade.sam.image import input_frame
 
 
@@ -61,3 +70,22 @@ def test_box_has_inclusive_indices():
     mask = np.zeros((10, 12), dtype=bool)
     mask[2:5, 7:9] = True
     np.testing.assert_array_equal(mask_box(mask), [7, 2, 8, 4])
+
+
+def test_boxes_of_a_batch_are_those_of_each_mask():
+    logits = np.random.default_rng(1).standard_normal((200, 7, 11)).astype(np.float32) - 2.2
+    logits[0], logits[1, 3, 4] = -1, 1
+    boxes, drawn = boxes_above_zero(torch.from_numpy(logits))
+    assert not drawn[0]
+    for own, box, any_pixel in zip(logits > 0, boxes.numpy(), drawn, strict=True):
+        assert own.any() == any_pixel
+        if any_pixel:
+            np.testing.assert_array_equal(box, mask_box(own))
+
+
+def test_a_frame_of_the_size_of_the_input_is_not_sampled_again():
+    logits = torch.randn(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    square = functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(
+        logits_in_frame(logits, InputFrame(64, (64, 48)), (64, 48)), square[..., :48], rtol=0, atol=0
+    )

@@ -81,15 +81,14 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
     """Adam on focal + Dice over the cached tokens, in the seeded order; written out with plain torch."""
     from cascade.clip.april_gan import LinearAdapter, layer_maps
     from cascade.losses import segmentation_loss
-    from tasks.localise import text_features
-    from tasks.models import clip_of
     from tasks.stage import Run
+    from tasks.words import text_features
 
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=5, learning_rate=0.01))
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
     run = Run(experiment, read_manifest(experiment, tmp_path), tmp_path / "store", {"clip": located})
     tokens = Store(tmp_path / "store").artefact(training.key(run))
-    texts = text_features(run, clip_of(run), {"nut", "wood"})
+    texts = text_features(run, {"nut", "wood"})
     torch.manual_seed(111)
     adapter = LinearAdapter(4, 128, 128)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=0.01, betas=(0.5, 0.999))

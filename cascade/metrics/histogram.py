@@ -105,14 +105,14 @@ def score_histogram(
     patterns = np.ascontiguousarray(scores).view(np.uint16)
     anomalous = patterns[mask]
     weight = _weights_inside(region_weight, mask)
-    positives = _ordered(np.bincount(anomalous, minlength=N_BINS).astype(np.int64))
-    everything = _ordered(np.bincount(patterns.ravel(), minlength=N_BINS).astype(np.int64))
+    positives = _ordered(np.bincount(anomalous, minlength=N_BINS).astype(np.int64, copy=False))
+    everything = _ordered(np.bincount(patterns.ravel(), minlength=N_BINS).astype(np.int64, copy=False))
     if everything[_NOT_FINITE].any():
         raise ValueError(f"{int(everything[_NOT_FINITE].sum())} scores are NaN or infinite; they have no rank")
     return ScoreHistogram(
         negatives=everything - positives,
         positives=positives,
-        regions=_ordered(np.bincount(anomalous, weights=weight, minlength=N_BINS).astype(np.float64)),
+        regions=_ordered(np.bincount(anomalous, weights=weight, minlength=N_BINS).astype(np.float64, copy=False)),
         n_regions=_whole(weight),
     )
 
@@ -156,7 +156,7 @@ def _ordered(by_pattern: NDArray[_Count]) -> NDArray[_Count]:
     """Counts per bit pattern, rearranged to ascending score with both zeros in one bin."""
     by_pattern[0] += by_pattern[_NEGATIVE_ZERO]
     by_pattern[_NEGATIVE_ZERO] = 0
-    return by_pattern[_PATTERN_OF_BIN]
+    return np.concatenate([by_pattern[: _NEGATIVE_ZERO - 1 : -1], by_pattern[:_NEGATIVE_ZERO]])
 
 
 def _check_pair(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> None:

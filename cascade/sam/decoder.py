@@ -49,6 +49,7 @@ def decode(
     boxes: torch.Tensor | None = None,
     mask_input: torch.Tensor | None = None,
     multimask: bool = True,
+    bf16: bool = False,
 ) -> Decoded:
     """One pass for B images at once; row b equals ``SamPredictor.predict_torch`` of image b alone.
 
@@ -63,9 +64,11 @@ def decode(
         boxes: [B, 4] float32 (x0, y0, x1, y1) in pixels of SAM's input.
         mask_input: [B, 1, 4·grid, 4·grid] float32, logits of an earlier pass.
         multimask: three masks (tokens 1 to 3), or the single mask of token 0.
+        bf16: under autocast to bfloat16.
     """
     kept = slice(1, None) if multimask else slice(0, 1)
-    return decode_tokens(sam, embeddings, points, labels, boxes=boxes, mask_input=mask_input, kept=kept)
+    with torch.autocast(embeddings.device.type, torch.bfloat16, enabled=bf16):
+        return decode_tokens(sam, embeddings, points, labels, boxes=boxes, mask_input=mask_input, kept=kept)
 
 
 def decode_tokens(

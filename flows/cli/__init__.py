@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from flows.cli import ablate, compare, data, history, reproduce, run, schedule, store, train, weights
+from flows.cli import ablate, bench, compare, data, history, reproduce, run, schedule, store, train, weights
 
 app = typer.Typer(
     name="cascade",
@@ -27,6 +27,7 @@ for command in (
     data.generate,
     data.check,
     data.export,
+    bench.bench,
 ):
     app.command()(command)
 for name, group in (("baseline", compare.app), ("store", store.app), ("weights", weights.app), ("train", train.app)):

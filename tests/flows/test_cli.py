@@ -313,7 +313,7 @@ def test_store_ls_lists_every_artefact(cli: Cli, bench: Bench) -> None:
     assert result.code == 0
     rows = [line.split()[:3] for line in result.out.splitlines() if line.split()[0] != "stage"]
     listed = {(row[0], row[2]) for row in rows if len(row) == 3 and re.fullmatch("[0-9a-f]{12}", row[1])}
-    ends = {("tally", "2"), ("aggregate", "1")}
+    ends = {("words", "2"), ("tally", "2"), ("aggregate", "1")}
     assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | ends
 
 
@@ -396,3 +396,32 @@ def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert "Usage" in result.stdout
     assert result.stdout.splitlines()[-1].strip() == "imported:"
+
+
+# cascade bench
+
+
+def test_bench_runs_the_named_scripts(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "cps.py").write_text("import sys\nprint('measured', sys.argv[1:])\n", encoding="utf-8")
+    (folder / "store.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    monkeypatch.setattr("flows.cli.bench.FOLDER", folder)
+    assert cli("bench", "cps", "--json").code == 0
+    assert cli("bench", "cps").code == 0
+    assert cli("bench", "store").code == 3
+    assert "valid: cps, store" in cli("bench", "metrics").refusal()
+
+
+def test_bench_knows_the_benchmarks_of_this_tree() -> None:
+    from flows.cli.bench import FOLDER, NAMES
+
+    there = [name for name in NAMES if (FOLDER / f"{name}.py").is_file()]
+    assert {"cps", "encoder", "metrics", "store", "overhead"} <= set(there)
+    assert not (FOLDER / "cascade.py").exists()  # would stand before the package when a script is run by its path
+
+
+def test_bench_says_what_to_do_without_a_source_tree(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("flows.cli.bench.FOLDER", tmp_path / "nowhere")
+    assert "source tree" in cli("bench").refusal()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from cascade.clip import backbone
 from configs.settings import Settings
 from flows.evaluate import STAGES, plan
 from flows.export import export_run
@@ -173,6 +175,31 @@ def test_a_damaged_item_alone_is_computed_again(bench: Bench, finished: tuple[Be
             atol=0,
         )
     pd.testing.assert_frame_equal(metrics(outcome, tmp_path / "after"), undamaged, rtol=1e-12)
+
+
+def test_a_class_is_put_into_words_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another shard nor another run calls the text tower again; damaged features are made anew."""
+    asked: list[list[str]] = []
+    true = backbone.mean_text_feature
+
+    def counted(model: Any, sentences: list[str]) -> Any:
+        asked.append(sentences)
+        return true(model, sentences)
+
+    monkeypatch.setattr(backbone, "mean_text_feature", counted)
+    cached = bench.run()
+    (words,) = [each for each in cached.stored() if each.key.stage == "words"]
+    assert set(words.done()) == {"carpet", "metal_plate"}
+    delete(cached, "localise")
+    assert bench.run("runtime.shard_size=4").computed == {"localise": 8}
+    assert asked == []
+    before = files_of(cached.artefact("localise").path)
+    flip_chunk(words, "features", "carpet")
+    delete(cached, "localise")
+    assert bench.run().computed == {"localise": 8}
+    assert len(asked) == 2  # normal and abnormal
+    assert all("carpet" in sentence for sentences in asked for sentence in sentences)
+    assert files_of(cached.artefact("localise").path) == before
 
 
 def test_several_damaged_items_are_all_mended(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from segment_anything.modeling import ImageEncoderViT
 
 from cascade.cps import CascadeOptions, Row, run_cascade
 from cascade.frames import logits_in_frame, mask_box, scale_points
+from cascade.sam import absorbed
 from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
 from cascade.sam.decoder import decode
@@ -121,3 +122,38 @@ def test_batched_cascade(predictor, k, multimask, kind):
                 np.testing.assert_array_equal(ours.boxes[0], box)
             full = logits_in_frame(torch.from_numpy(ours.logits)[None], frames[name], SIZES[name])[0].numpy()
             assert np.abs(full[(full > 0) != masks]).max(initial=0) < 1e-5
+
+
+@pytest.mark.parametrize("strip", [None, 300, 4096], ids=["as on a GPU", "uneven strips", "longer than the grid"])
+def test_strips_of_cells_give_the_official_logits(predictor, monkeypatch, strip):
+    sam = predictor.model
+    generator = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(2, 128, 32, 32, generator=generator)
+    points = torch.rand(2, 4, 2, generator=generator) * 512
+    fed = torch.randn(2, 1, 128, 128, generator=generator)
+    boxes = torch.tensor([[10.0, 20, 300, 400], [0, 0, 511, 511]])
+    if strip is None:
+        monkeypatch.setattr(absorbed, "_strips", lambda cells: [(slice(None), slice(None))])
+    else:
+        monkeypatch.setattr(absorbed, "_STRIP", strip)
+    labels = torch.tensor([1, 1, 0, 0])
+    ours = AbsorbedDecoder(sam)(embeddings, points, labels.expand(2, -1), boxes=boxes, mask_input=fed)
+    predictor.original_size = predictor.input_size = (512, 512)
+    predictor.is_image_set = True
+    for row in range(2):
+        predictor.features = embeddings[row : row + 1]
+        _, iou, logits = predictor.predict(points[row].numpy(), labels.numpy(), boxes[row].numpy(), fed[row].numpy())
+        np.testing.assert_allclose(ours.low_res_logits[row], logits, atol=1e-4)
+        np.testing.assert_allclose(ours.predicted_iou[row], iou, atol=1e-5)
+
+
+def test_bf16_is_close_to_the_official_logits(predictor):
+    """Both orders of multiplication; bfloat16 has eight bits, so a few per cent of the logits' spread."""
+    sam = predictor.model
+    embeddings = torch.randn(2, 128, 32, 32, generator=torch.Generator().manual_seed(2))
+    points, labels = torch.tensor([[[100.0, 200.0], [400.0, 90.0]]] * 2), torch.tensor([[1, 0]] * 2)
+    exact = decode(sam, embeddings, points, labels).low_res_logits
+    for decoder in (AbsorbedDecoder(sam, bf16=True), partial(decode, sam, bf16=True)):
+        rounded = decoder(embeddings, points, labels).low_res_logits
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).abs().max() < 0.1 * exact.std()

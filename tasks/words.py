@@ -1,0 +1,67 @@
+"""The text features of class words, made once for a text tower and an ensemble of sentences, and kept in the store.
+
+Not a stage of the picture: it has no images. Whoever needs features asks for them, and what the store lacks or holds
+damaged is computed then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import TYPE_CHECKING
+
+from storage.artefacts import ArraySpec, Artefact
+from storage.errors import CorruptItem
+from storage.keys import StageKey
+from tasks.stage import Run
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+
+
+def key(run: Run) -> StageKey:
+    """Model, activation, weights, and the sentences themselves."""
+    from tasks.ensembles import load_ensemble
+
+    localise = run.experiment.localise
+    config = {
+        "backbone": localise.backbone,
+        "activation": localise.activation,
+        "sentences": load_ensemble(localise.prompts).as_data(),
+    }
+    return StageKey("words", VERSION, config, weights={"clip": run.weights["clip"].sha256})
+
+
+def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
+    """[D, 2] float32 unit columns, normal and abnormal, for each class, on the run's device."""
+    import torch
+
+    from tasks.models import device_of
+
+    artefact = run.artefact(key(run))
+    artefact.done()
+    for each in sorted(words - artefact.missing(words)):
+        try:
+            artefact.read(each)
+        except CorruptItem:
+            artefact.forget(each)
+    if artefact.missing(words):
+        _compute(run, words, artefact)
+    device = device_of(run)
+    return {each: torch.from_numpy(artefact.read(each).arrays["features"]).to(device) for each in sorted(words)}
+
+
+def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
+    import torch
+
+    from cascade.clip.backbone import mean_text_feature
+    from tasks.ensembles import load_ensemble
+    from tasks.models import clip_config, clip_of
+
+    clip, ensemble = clip_of(run), load_ensemble(run.experiment.localise.prompts)
+    shape = (clip_config(run.experiment.localise.backbone)["embed_dim"], 2)
+    with artefact.writing(sorted(artefact.missing(words)), {"features": ArraySpec(shape, "float32")}):
+        for each in sorted(artefact.missing(words)):  # another shard may have been first
+            normal_and_abnormal = [mean_text_feature(clip, sentences) for sentences in ensemble.sentences(each)]
+            artefact.write(each, {"features": torch.stack(normal_and_abnormal, dim=1).cpu().numpy()}, {})
