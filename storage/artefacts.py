@@ -16,11 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from storage.errors import CorruptItem, StoreError
 from storage.keys import StageKey, canonical_json, nearest_key
+from storage.ledger import Ledger, Line, line_digest
 
 SCHEMA = 1
 _BLAKE2B_DIGITS = 32
@@ -54,20 +53,6 @@ class Item:
 
     arrays: Mapping[str, NDArray[Any]]
     record: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Line:
-    item: str
-    row: int
-    digests: Mapping[str, str]  # of each array
-    digest: str  # of item, record and digests
-    record: Mapping[str, Any]
-
-    @cached_property
-    def intact(self) -> bool:
-        """Whether the line has the digest that it says; found out once for each line that was read."""
-        return _line_digest(self.item, self.record, self.digests) == self.digest
 
 
 class Store:
@@ -106,17 +91,17 @@ class Artefact:
     item that this object writes.
 
     Other processes write through :meth:`for_worker`: the rows are allotted already and chunks are disjoint, so they
-    need no lock; each has a ledger of its own, because appends from several machines to one file may be lost.
+    need no lock; each has a ledger of its own.
     """
 
-    def __init__(self, path: Path, key: StageKey, *, ledger: str = "ledger.jsonl") -> None:
+    def __init__(self, path: Path, key: StageKey, ledger: Ledger | None = None) -> None:
         self.path = path
         self.key = key
-        self._ledger = path / ledger
+        self._ledger = Ledger(path) if ledger is None else ledger
         self._mutex = threading.Lock()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._rows: dict[str, int] = {}
-        self._lines: dict[str, _Line] | None = None
+        self._lines: dict[str, Line] | None = None
         self.on_write: Callable[[], None] | None = None
 
     @property
@@ -132,7 +117,7 @@ class Artefact:
     def done(self) -> Mapping[str, Mapping[str, Any]]:
         """The record of every finished item, read from the ledger again."""
         with self._mutex:
-            self._lines = self._read_ledger()
+            self._lines = self._ledger.read()
             return {item: line.record for item, line in self._lines.items()}
 
     def missing(self, items: Iterable[str]) -> set[str]:
@@ -177,19 +162,20 @@ class Artefact:
                 yield
             finally:
                 with self._mutex:
-                    self._take_over()
+                    self._ledger.take_over()
+                    self._lines = None
 
     def for_worker(self, items: Iterable[str]) -> Artefact:
         """What another process needs to write ``items``, inside :meth:`writing` of this object; it can be pickled."""
-        worker = Artefact(self.path, self.key, ledger=f"ledger.{uuid.uuid4().hex}.jsonl")
+        worker = Artefact(self.path, self.key, self._ledger.for_worker())
         worker._rows = {item: self._rows[item] for item in items if item in self._rows}
         return worker
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "key": self.key, "ledger": self._ledger.name, "rows": self._rows}
+        return {"path": self.path, "key": self.key, "ledger": self._ledger, "rows": self._rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["key"], ledger=state["ledger"])  # type: ignore[misc]
+        self.__init__(state["path"], state["key"], state["ledger"])  # type: ignore[misc]
         self._rows = state["rows"]
 
     def write(self, item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
@@ -201,11 +187,9 @@ class Artefact:
         for name, value in arrays.items():
             self._array(name)[row] = value
         digests = {name: _array_digest(item, name, value) for name, value in arrays.items()}
-        line = _Line(item, row, digests, _line_digest(item, record, digests), record)
-        text = canonical_json({"item": item, "row": row, "arrays": digests, "digest": line.digest, "record": record})
+        line = Line(item, row, digests, line_digest(item, record, digests), record)
         with self._mutex:
-            with self._ledger.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            self._ledger.append(line)
             if self._lines is not None:
                 self._lines[item] = line
         if self.on_write is not None:
@@ -214,10 +198,7 @@ class Artefact:
     def forget(self, item: str) -> None:
         """Mark a damaged item as not done, so that it is computed again."""
         with self._mutex:
-            self._take_over()
-            self._end_torn_line()
-            with self._ledger.open("a", encoding="utf-8") as file:
-                file.write(canonical_json({"item": item, "forgotten": True}) + "\n")
+            self._ledger.forget(item)
             self._lines = None
 
     def nbytes(self) -> int:
@@ -227,10 +208,10 @@ class Artefact:
     def _corrupt(self, item: str, reason: str) -> CorruptItem:
         return CorruptItem(f"{self.key.stage}/{self.path.name}", item, reason)
 
-    def _line(self, item: str) -> _Line:
+    def _line(self, item: str) -> Line:
         with self._mutex:
             if self._lines is None:
-                self._lines = self._read_ledger()
+                self._lines = self._ledger.read()
             line = self._lines.get(item)
         if line is None:
             raise StoreError(f"{self.name}: item {item} is not in the store; run the stage again")
@@ -238,41 +219,15 @@ class Artefact:
             raise self._corrupt(item, "ledger line differs from its digest")
         return line
 
-    def _read_ledger(self) -> dict[str, _Line]:
-        while True:
-            try:
-                states = [(path, path.stat()) for path in self._ledgers()]
-                return dict(_ledger_lines(tuple((path, at.st_ino, at.st_size, at.st_mtime_ns) for path, at in states)))
-            except FileNotFoundError:
-                continue  # a coordinator has just taken a worker's ledger over
-
-    def _ledgers(self) -> list[Path]:
-        """The ledger, then those of workers."""
-        main = self.path / "ledger.jsonl"
-        return [path for path in (main, *sorted(self.path.glob("ledger.*.jsonl"))) if path.is_file()]
-
-    def _take_over(self) -> None:
-        """Append what workers have written to the ledger, in the order of rows, and remove their ledgers."""
-        parts = [path for path in self._ledgers() if path != self._ledger]
-        if not parts:
-            return
-        self._end_torn_line()
-        whole = [text for path in parts for text in _lines_of(path) if _is_whole(text)]
-        with self._ledger.open("a", encoding="utf-8") as file:
-            file.writelines(text + "\n" for text in sorted(whole, key=lambda text: int(json.loads(text)["row"])))
-        for path in parts:
-            path.unlink(missing_ok=True)
-        self._lines = None
-
     def _prepare(self, items: list[str], specs: Mapping[str, ArraySpec]) -> None:
         if not self.exists:
             zarr.create_group(self.path, attributes={"schema": SCHEMA, "key": self.key.components})
         if _read_key(self.path / "zarr.json") != json.loads(canonical_json(self.key.components)):
             raise StoreError(f"{self.path}: holds another key than its name says; move this folder away")
-        self._end_torn_line()
         with self._mutex:
-            self._take_over()
-            self._lines = self._read_ledger()
+            self._ledger.end_torn_line()
+            self._ledger.take_over()
+            self._lines = self._ledger.read()
             known = {item: line.row for item, line in self._lines.items()}
         free = max(known.values(), default=-1) + 1
         fresh = [item for item in items if item not in known]
@@ -280,13 +235,6 @@ class Artefact:
         self._arrays.clear()
         for name, spec in specs.items():
             self._grow(name, spec, free + len(fresh))
-
-    def _end_torn_line(self) -> None:
-        if self._ledger.is_file() and self._ledger.stat().st_size:
-            with self._ledger.open("rb+") as file:
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
 
     def _grow(self, name: str, spec: ArraySpec, rows: int) -> None:
         if (self.path / name / "zarr.json").is_file():
@@ -312,38 +260,6 @@ class Artefact:
             return self._arrays[name]
 
 
-@lru_cache(maxsize=32)
-def _ledger_lines(states: tuple[tuple[Path, int, int, int], ...]) -> Mapping[str, _Line]:
-    """The lines of ledgers in these states: a run looks at each several times, and mostly nothing was written since.
-
-    A state is path, inode, size and time of the last change.
-    """
-    lines: dict[str, _Line] = {}
-    for text in (text for path, *_ in states for text in _lines_of(path)):
-        try:
-            data = json.loads(text)
-            item = data["item"]
-            if data.get("forgotten"):
-                lines.pop(item, None)
-            else:
-                lines[item] = _Line(item, data["row"], data["arrays"], data["digest"], data["record"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a line torn by a kill: its item counts as not done
-    return lines
-
-
-def _lines_of(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _is_whole(text: str) -> bool:
-    """Whether a line was not torn by a kill."""
-    try:
-        return "row" in json.loads(text)
-    except ValueError:
-        return False
-
-
 def _read_key(path: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(path.read_text(encoding="utf-8"))["attributes"]
@@ -365,7 +281,3 @@ def _array_digest(item: str, name: str, array: NDArray[Any], digits: int = 64) -
     digest = hashlib.blake2b(head, digest_size=16) if digits == _BLAKE2B_DIGITS else hashlib.sha256(head)
     digest.update(value.data.cast("B") if value.size else b"")
     return digest.hexdigest()
-
-
-def _line_digest(item: str, record: Mapping[str, Any], digests: Mapping[str, str]) -> str:
-    return hashlib.blake2b(canonical_json([item, record, dict(digests)]).encode(), digest_size=16).hexdigest()

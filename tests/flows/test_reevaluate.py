@@ -124,7 +124,10 @@ def served(server: None, photographs: Path, tmp_path: Path) -> Iterator[None]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         yield
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(120)
+        finally:
+            process.kill()
 
 
 def scheduled_run(**parameters: Any) -> Any:
