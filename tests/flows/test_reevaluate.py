@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -123,7 +122,7 @@ def served(server: None, photographs: Path, tmp_path: Path) -> Iterator[None]:
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         yield
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(120)
         finally:
