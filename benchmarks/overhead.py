@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def timed(command: list[str], environment: dict[str, str], rounds: int) -> dict[
         started = time.perf_counter()
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         seconds.append(time.perf_counter() - started)
-        if result.returncode or "miss" in result.stdout:
+        if result.returncode or re.search(r"^\w+ +miss ", result.stdout, re.MULTILINE):
             raise RuntimeError(f"{command}: {result.stdout}{result.stderr}")
     counted = seconds[1:]
     return {"median": statistics.median(counted), "least": min(counted), "largest": max(counted)}
