@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import make_console, models_note, per_cent, plain
-from flows.cli.options import DatasetOption, Engine, EngineOption, SetOption, StoreOption, as_overrides, require_engine
+from flows.cli.options import (
+    DatasetOption,
+    DevicesOption,
+    Engine,
+    EngineOption,
+    RunnerOption,
+    SetOption,
+    StoreOption,
+    as_overrides,
+    require_engine,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +51,8 @@ def ablate(
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
     store: StoreOption = None,
     engine: EngineOption = "prefect",
+    runner: RunnerOption = None,
+    devices: DevicesOption = None,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Test an adapter on its own training data, and mark every table.")
     ] = False,
@@ -55,7 +67,7 @@ def ablate(
 
     machine, console = Settings(), make_console()
     if resume is not None:
-        if grid or experiment or dataset or settings or out or store or allow_leak:
+        if grid or experiment or dataset or settings or out or store or runner or devices or allow_leak:
             raise ConfigError(
                 "--resume: the folder knows grid, dataset, settings and store; give nothing else but --engine"
             )
@@ -64,7 +76,8 @@ def ablate(
         raise ConfigError("no grid; give a preset or a YAML file, or --resume DIR")
     else:
         loaded = load_grid(grid)
-        variants = expand(loaded, experiment or "mini", as_overrides(dataset and dataset.resolve(), settings))
+        given = as_overrides(dataset and dataset.resolve(), settings, runner=runner, devices=devices)
+        variants = expand(loaded, experiment or "mini", given)
         ablation = new_ablation(loaded, variants, store or machine.store, allow_leak=allow_leak)
         folder = out or default_folder(machine.runs, loaded.name)
         require_unused(folder)

@@ -497,3 +497,9 @@ def test_an_altered_state_is_refused(cli: Cli, bench: Bench, tmp_path: Path) -> 
     result = cli("ablate", "--resume", out, "--engine", "local")
     assert result.code == 2
     assert "ablation.json" in result.refusal()
+
+
+def test_an_ablation_takes_the_options_of_a_run(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    result = cli(*arguments(bench, tmp_path, WEIGHTS), "--runner", "processes")
+    assert (result.code, result.out) == (2, "")
+    assert "runtime.runner 'processes' needs --engine prefect" in result.err
