@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def test_a_second_run_imports_no_deep_learning_library(bench: Bench, tmp_path: P
         "print('imported:', *sorted(slow & set(sys.modules)))"
     )
     command = [sys.executable, "-c", script, *bench.arguments(), "--out", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"CASCADE_RUNS": str(tmp_path / "runs")}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "miss" not in result.stdout
     assert result.stdout.splitlines()[-1].strip() == "imported:"
