@@ -17,11 +17,11 @@ from configs.settings import Settings
 from flows.baselines import baselines
 from flows.changes import describe, what_changed
 from flows.compare import Comparison, compare_runs, scored_images, write_comparison
-from flows.evaluate import STAGES, Reporter, StageResult, plan
+from flows.evaluate import Reporter, StagePlan, StageResult, plan
 from flows.finished import FinishedRun, read_finished
 from flows.history import remember_run
 from flows.outputs import default_folder, write_run
-from flows.prepare import Prepared, prepare, remember_checked
+from flows.prepare import prepare, remember_checked
 from storage.errors import DataError, StageError
 from tasks import score
 from tasks.comparison import match_images
@@ -100,10 +100,10 @@ def reevaluate(
     try:
         with FileLock(folder / "reevaluate.lock", timeout=0):
             prepared = prepare(experiment, store, settings)
-            plan(prepared.run)
+            planned = plan(prepared.run)
             remember_checked(prepared.run.manifest, prepared.run.store)
             last = last_run(settings.runs, experiment.name, prepared.run.manifest.name)
-            if last is not None and is_the_same(last, prepared):
+            if last is not None and is_the_same(last, prepared.run, planned):
                 return _judged(last, (), settings, limits, new=False)
             results = evaluate(prepared.run, reporter)
             target = default_folder(settings.runs, experiment.name)
@@ -127,15 +127,14 @@ def last_run(runs: Path, experiment: str, dataset: str) -> FinishedRun | None:
     return None
 
 
-def is_the_same(last: FinishedRun, prepared: Prepared) -> bool:
+def is_the_same(last: FinishedRun, run: Run, planned: Sequence[StagePlan]) -> bool:
     """Whether a run now would repeat the last one: the same stage keys, images and ground truth, all in the store."""
-    run = prepared.run
-    keys = {stage.name: stage.key(run).digest for stage in STAGES}
+    keys = {each.stage.name: each.artefact.key.digest for each in planned}
     if keys != {name: key["digest"] for name, key in last.description["keys"].items()}:
         return False
     items = sorted((record.category, score.item_id(run, record)) for record in run.manifest)
     before = sorted((image.category, image.item) for image in scored_images(last.images()))
-    return items == before and not any(each.missing for each in plan(run))
+    return items == before and not any(each.missing for each in planned)
 
 
 def _changes(run: FinishedRun, last: FinishedRun) -> tuple[str, ...]:

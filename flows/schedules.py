@@ -17,8 +17,8 @@ from prefect.schedules import Cron
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 
-from configs.loader import load_experiment
 from configs.settings import Settings
+from flows.cli.options import load_with_options
 from flows.progress import LogReporter
 from flows.reevaluate import Reevaluation, reevaluate
 from storage.errors import ConfigError
@@ -52,8 +52,7 @@ def reevaluate_flow(
         do; else ``Completed``.
     """
     machine = Settings()
-    given = [f"dataset.path={Path(dataset)}"] if dataset is not None else []
-    loaded = load_experiment(experiment, [*given, *(settings or [])])
+    loaded = load_with_options(experiment, None if dataset is None else Path(dataset), settings)
     found = reevaluate(
         loaded,
         Path(store) if store is not None else machine.store,

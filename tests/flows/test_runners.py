@@ -121,6 +121,6 @@ def test_an_extra_that_is_missing_is_named(empty: Bench, monkeypatch: pytest.Mon
     from flows import runners
 
     monkeypatch.setattr(runners, "find_spec", lambda name: None)
-    runtime = replace(empty).prepare("runtime.runner=ray").run.experiment.runtime
+    runtime = empty.prepare("runtime.runner=ray").run.experiment.runtime
     with pytest.raises(ConfigError, match=r"pip install 'clip-sam-cascade\[ray\]'"):
         runners.make_runner(runtime)
