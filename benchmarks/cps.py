@@ -4,7 +4,8 @@
 
 Decoder of the published models' size with random weights, images of 1024 px, three positive and three negative points.
 The official side is as in PerSAM: points; points, logits; points, box, logits. Both sides end with the chosen mask
-in pixels of the image. The encoder is not part of it.
+in pixels of the image, and both have all cores: ours a batch on each, the official one all for each product. The
+encoder is not part of it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cascade.frames import InputFrame, logits_in_frame, mask_box
 from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
 from cascade.sam.decoder import decode
+from tasks.overlap import on_every_core
 
 SIDE = 1024
 POINTS = 3
@@ -65,18 +67,17 @@ def main() -> int:
         return masks
 
     def ours(decoder) -> list[np.ndarray]:
-        masks = []
-        for start in range(0, arguments.images, arguments.batch):
+        def masks(start: int) -> list[np.ndarray]:
             part = slice(start, start + arguments.batch)
             own = points[part].to(device)
             found = run_cascade(
                 decoder, embeddings[part], own, labels.to(device).expand(len(own), -1), [row] * len(own), OPTIONS
             )
-            for cascade in found:
-                last = cascade.steps[2]
-                logits = torch.from_numpy(last.logits[last.chosen])[None, None]
-                masks.append(logits_in_frame(logits, row.frame, row.size)[0, 0].numpy() > 0)
-        return masks
+            last = [torch.from_numpy(cascade.steps[2].logits[cascade.steps[2].chosen])[None, None] for cascade in found]
+            return [logits_in_frame(logits, row.frame, row.size)[0, 0].numpy() > 0 for logits in last]
+
+        starts = range(0, arguments.images, arguments.batch)
+        return [mask for _, drawn in on_every_core(starts, masks, device) for mask in drawn]
 
     ways = {
         "absorbed, fp32": partial(ours, AbsorbedDecoder(sam)),

@@ -22,7 +22,7 @@ import zarr
 from benchmarks.paired import compare, report, show
 from storage.artefacts import ArraySpec, Artefact, Store
 from storage.keys import StageKey
-from tasks.stage import read_ahead
+from tasks.overlap import read_ahead
 
 SHAPE = (256, 64, 64)
 BYTES = 2 * SHAPE[0] * SHAPE[1] * SHAPE[2]

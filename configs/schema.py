@@ -152,7 +152,7 @@ class RefineConfig(Section):
         "previous", description="A13: an empty second mask falls back to the first mask or S_a, or skips the third step"
     )
     precision: Precision = "fp32"
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(4, ge=1, description="images in one pass; on a CPU every core has a batch of its own")
 
 
 class ScoreConfig(Section):
@@ -184,6 +184,9 @@ class RuntimeConfig(Section):
     )
     runner: Literal["threads", "processes", "dask", "ray"] = Field(
         "threads", description="where tasks run; Dask and Ray are extras and need the Prefect engine"
+    )
+    compile: bool = Field(
+        False, description="compile the networks (torch.compile): pays for itself after some hundred images"
     )
     cluster: str | None = Field(
         None, description="address of a running Dask scheduler or Ray head; local workers when absent"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import read_image
 from storage.keys import StageKey
-from tasks.stage import Run, Stage, StageItem, batches, config_of, image_items, read_ahead, require_finite
+from tasks.overlap import batches, pinned, read_ahead, written_behind
+from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
 
 VERSION = 1
 
@@ -23,9 +24,9 @@ def key(run: Run) -> StageKey:
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``embedding`` [C, grid, grid] float16, the encoder's output."""
     from cascade.sam.build import embedding_shape
-    from tasks.models import sam_of
+    from tasks.models import compiles, sam_of
 
-    sam_of(run)  # a checkpoint that does not fit is refused before anything is written
+    sam_of(run), compiles(run)  # what cannot work is refused before anything is written
     return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
 
 
@@ -34,22 +35,24 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     import torch
 
     from cascade.sam.image import embed, normalise, to_input
-    from tasks.models import sam_of
+    from tasks.models import compiles, sam_of
 
     config = run.experiment.embed
     sam = sam_of(run)
     side = sam.image_encoder.img_size
-    images = read_ahead(
-        items,
-        lambda item: to_input(read_image(run.image_path(item.record)), config.image, side, config.square_side),
-    )
-    for batch in batches(images, config.batch_size):
-        inputs = torch.stack([normalise(image, sam) for _, image in batch])
-        bf16, fused = config.precision == "bf16", config.attention == "fused"
-        embeddings = embed(sam, inputs, bf16=bf16, fused=fused).half().cpu().numpy()
-        for (item, _), embedding in zip(batch, embeddings, strict=True):
-            require_finite("embed", item.record, embedding)
-            artefact.write(item.id, {"embedding": embedding}, {})
+    bf16, fused, compiled = config.precision == "bf16", config.attention == "fused", compiles(run)
+
+    def read(item: StageItem) -> torch.Tensor:
+        image = to_input(read_image(run.image_path(item.record)), config.image, side, config.square_side)
+        return pinned(torch.from_numpy(image), sam.device)
+
+    with written_behind(artefact) as write:
+        for batch in batches(read_ahead(items, read), config.batch_size):
+            inputs = torch.stack([normalise(image, sam) for _, image in batch])
+            embeddings = embed(sam, inputs, bf16=bf16, fused=fused, compiled=compiled).half().cpu().numpy()
+            for (item, _), embedding in zip(batch, embeddings, strict=True):
+                require_finite("embed", item.record, embedding)
+                write(item.id, {"embedding": embedding}, {})
 
 
 EMBED = Stage("embed", key, image_items, arrays, compute)

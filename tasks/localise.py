@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import read_image
 from storage.keys import StageKey
-from tasks.stage import Run, Stage, StageItem, batches, config_of, read_ahead, require_finite, worded_items
+from tasks.overlap import batches, pinned, read_ahead, written_behind
+from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 from tasks.words import text_features
 
 VERSION = 1
@@ -56,21 +57,23 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     config = run.experiment.localise
     clip, adapter, device = clip_of(run), adapter_of(run), device_of(run)
     texts = text_features(run, {run.words(item.record) for item in items})
-    images = read_ahead(
-        items, lambda item: image_tensor(Image.fromarray(read_image(run.image_path(item.record))), config.image_side)
-    )
-    for batch in batches(images, config.batch_size):
-        tokens = image_tokens(
-            clip, torch.stack([image for _, image in batch]).to(device), config.layers, bf16=config.precision == "bf16"
-        )
-        text = torch.stack([texts[run.words(item.record)] for item, _ in batch])
-        with torch.inference_mode():
-            logits = grid_logits(adapter, tokens.blocks, text).cpu().numpy()
-            scores = image_score(tokens.pooled, text).cpu().numpy()
-        for (item, _), own, score in zip(batch, logits, scores, strict=True):
-            require_finite("localise", item.record, own)
-            require_finite("localise", item.record, score)
-            artefact.write(item.id, {"logits": own}, {"image_score": float(score)})
+
+    def read(item: StageItem) -> torch.Tensor:
+        photograph = Image.fromarray(read_image(run.image_path(item.record)))
+        return pinned(image_tensor(photograph, config.image_side), device)
+
+    with written_behind(artefact) as write:
+        for batch in batches(read_ahead(items, read), config.batch_size):
+            images = torch.stack([image.to(device, non_blocking=True) for _, image in batch])
+            tokens = image_tokens(clip, images, config.layers, bf16=config.precision == "bf16")
+            text = torch.stack([texts[run.words(item.record)] for item, _ in batch])
+            with torch.inference_mode():
+                logits = grid_logits(adapter, tokens.blocks, text).cpu().numpy()
+                scores = image_score(tokens.pooled, text).cpu().numpy()
+            for (item, _), own, score in zip(batch, logits, scores, strict=True):
+                require_finite("localise", item.record, own)
+                require_finite("localise", item.record, score)
+                write(item.id, {"logits": own}, {"image_score": float(score)})
 
 
 LOCALISE = Stage("localise", key, worded_items, arrays, compute)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zipfile
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from cascade.clip.april_gan import LinearAdapter, build_adapter
-from cascade.clip.backbone import build_clip, model_config, model_names
+from cascade.clip.backbone import build_clip, compile_blocks, model_config, model_names
 from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
 from cascade.sam.decoder import Decoder, decode
@@ -38,6 +40,17 @@ def device_of(run: Run) -> torch.device:
     return torch.device(wanted)
 
 
+def compiles(run: Run) -> bool:
+    """Whether networks are to be compiled. Raises ``ConfigError`` if that needs a compiler which is not there."""
+    if run.experiment.runtime.compile and device_of(run).type == "cpu":
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise ConfigError(
+                f"runtime.compile: no C++ compiler '{compiler}' on this machine; install one, or leave it off"
+            )
+    return run.experiment.runtime.compile
+
+
 def sam_of(run: Run) -> Sam:
     """The SAM of a run, on its device."""
     located = run.weights["sam"]
@@ -49,7 +62,7 @@ def decoder_of(run: Run) -> Decoder:
     bf16 = run.experiment.refine.precision == "bf16"
     if run.experiment.refine.decoder == "plain":
         return partial(decode, sam_of(run), bf16=bf16)
-    return _absorbed(sam_of(run), bf16)
+    return _absorbed(sam_of(run), bf16, compiles(run) and device_of(run).type == "cuda")
 
 
 def clip_of(run: Run) -> nn.Module:
@@ -57,7 +70,8 @@ def clip_of(run: Run) -> nn.Module:
     localise, located = run.experiment.localise, run.weights["clip"]
     quick = localise.activation == "quickgelu"
     pinned = located.source != "path" or localise.sha256 is not None
-    return _clip(localise.backbone, located.path, located.sha256, pinned, localise.image_side, quick, device_of(run))
+    side, device = localise.image_side, device_of(run)
+    return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, device, compiles(run))
 
 
 def adapter_of(run: Run) -> LinearAdapter:
@@ -140,19 +154,29 @@ def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
 
 
 @lru_cache(maxsize=1)
-def _absorbed(sam: Sam, bf16: bool) -> AbsorbedDecoder:
-    return AbsorbedDecoder(sam, bf16=bf16)
+def _absorbed(sam: Sam, bf16: bool, compiled: bool) -> AbsorbedDecoder:
+    return AbsorbedDecoder(sam, bf16=bf16, compiled=compiled)
 
 
 @lru_cache(maxsize=1)
 def _clip(
-    backbone: str, path: Path, sha256: str, pinned: bool, side: int, quick_gelu: bool, device: torch.device
+    backbone: str,
+    path: Path,
+    sha256: str,
+    pinned: bool,
+    side: int,
+    quick_gelu: bool,
+    device: torch.device,
+    compiled: bool,
 ) -> nn.Module:
     state = read_state(path, sha256, pinned=pinned)
     try:
-        return build_clip(clip_config(backbone), state, side, quick_gelu=quick_gelu).to(device)
+        clip = build_clip(clip_config(backbone), state, side, quick_gelu=quick_gelu).to(device)
     except ValueError as error:
         raise WeightsError(f"{path}: does not fit CLIP '{backbone}' ({error})") from error
+    if compiled:
+        compile_blocks(clip)
+    return clip
 
 
 @lru_cache(maxsize=1)

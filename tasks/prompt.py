@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import ImageRecord
 from storage.keys import StageKey
 from tasks import embed, localise
-from tasks.stage import Run, Stage, StageItem, config_of, read_ahead, worded_items
+from tasks.overlap import on_every_core, read_ahead
+from tasks.stage import Run, Stage, StageItem, config_of, worded_items
 
 if TYPE_CHECKING:
     from cascade.ppg import PromptOptions
@@ -55,8 +56,8 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
         embedding = embeddings.read(item.record.image_id)
         return maps.read(item.id).arrays["logits"], embedding.arrays["embedding"]
 
-    for item, (own_logits, own_embedding) in read_ahead(items, read):
-        record = item.record
+    def find(entry: tuple[StageItem, tuple[NDArray[np.float32], NDArray[np.float16]]]) -> dict[str, Any]:
+        record, (own_logits, own_embedding) = entry[0].record, entry[1]
         image_size, size = (record.height, record.width), frame_size(config.frame, record)
         logits, embedding = torch.from_numpy(own_logits)[None], torch.from_numpy(own_embedding).float()
         frame = input_frame(image_size, run.experiment.embed.image, side)
@@ -74,7 +75,10 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
             }
             for own in prompts.sets
         ]
-        artefact.write(item.id, {}, {"threshold": prompts.threshold, "frame": list(size), "sets": sets})
+        return {"threshold": prompts.threshold, "frame": list(size), "sets": sets}
+
+    for (item, _), record in on_every_core(read_ahead(items, read), find):
+        artefact.write(item.id, {}, record)
 
 
 def frame_size(frame: Frame, record: ImageRecord) -> tuple[int, int]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.artefacts import ArraySpec, Artefact
 from storage.keys import StageKey
 from tasks import embed, localise, prompt
+from tasks.overlap import Write, batches, on_every_core, read_ahead, written_behind
 from tasks.shards import shards_of
-from tasks.stage import Run, Stage, StageItem, batches, config_of, read_ahead, require_finite, worded_items
+from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 
 if TYPE_CHECKING:
     from cascade.cps import Cascade, Row
@@ -69,13 +71,14 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 
     sets_of = Counter(job.item.id for job in jobs)
     finished: dict[str, list[tuple[_Job, Cascade]]] = defaultdict(list)
-    for job, cascade in _cascades(run, jobs, wanted):
-        if job.item.id not in wanted:
-            continue
-        own = finished[job.item.id]
-        own.append((job, cascade))
-        if len(own) == sets_of[job.item.id]:
-            _store(artefact, job.item, finished.pop(job.item.id))
+    with written_behind(artefact) as write:
+        for job, cascade in _cascades(run, jobs, wanted):
+            if job.item.id not in wanted:
+                continue
+            own = finished[job.item.id]
+            own.append((job, cascade))
+            if len(own) == sets_of[job.item.id]:
+                _store(write, job.item, finished.pop(job.item.id))
 
 
 def _shards_with(run: Run, wanted: Collection[str]) -> list[StageItem]:
@@ -101,31 +104,37 @@ def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterat
     options = CascadeOptions(**config.model_dump(exclude={"decoder", "precision", "batch_size"}))
     decode, device = decoder_of(run), device_of(run)
     embeddings = run.artefact(embed.key(run))
+
+    def cascaded(batch: Sequence[tuple[_Job, NDArray[np.float16]]]) -> list[Cascade]:
+        rows = [_row(run, job, options.choice == "agreement") for job, _ in batch]
+        points = [
+            scale_points(
+                np.array(job.prompts["points"]), (job.item.record.height, job.item.record.width), row.frame.size
+            )
+            for (job, _), row in zip(batch, rows, strict=True)
+        ]
+        return run_cascade(
+            decode,
+            torch.from_numpy(np.stack([embedding for _, embedding in batch])).to(device).float(),
+            torch.from_numpy(np.stack(points)).float().to(device),
+            torch.tensor([job.prompts["labels"] for job, _ in batch], device=device),
+            rows,
+            options,
+        )
+
     buckets: dict[int, list[_Job]] = defaultdict(list)
     for job in jobs:
         buckets[len(job.prompts["labels"])].append(job)
-    for _, bucket in sorted(buckets.items()):
-        whole = list(batches(iter(bucket), config.batch_size))
-        jobs_to_do = [job for batch in whole if any(each.item.id in wanted for each in batch) for job in batch]
-        read = read_ahead(jobs_to_do, lambda job: embeddings.read(job.item.record.image_id).arrays["embedding"])
-        for own in batches(read, config.batch_size):
-            batch, features = [job for job, _ in own], [embedding for _, embedding in own]
-            rows = [_row(run, job, options.choice == "agreement") for job in batch]
-            points = [
-                scale_points(
-                    np.array(job.prompts["points"]), (job.item.record.height, job.item.record.width), row.frame.size
-                )
-                for job, row in zip(batch, rows, strict=True)
-            ]
-            cascades = run_cascade(
-                decode,
-                torch.from_numpy(np.stack(features)).to(device).float(),
-                torch.from_numpy(np.stack(points)).float().to(device),
-                torch.tensor([job.prompts["labels"] for job in batch], device=device),
-                rows,
-                options,
-            )
-            yield from zip(batch, cascades, strict=True)
+
+    def read_batches() -> Iterator[list[tuple[_Job, NDArray[np.float16]]]]:
+        for _, bucket in sorted(buckets.items()):
+            whole = list(batches(bucket, config.batch_size))
+            jobs_to_do = [job for batch in whole if any(each.item.id in wanted for each in batch) for job in batch]
+            read = read_ahead(jobs_to_do, lambda job: embeddings.read(job.item.record.image_id).arrays["embedding"])
+            yield from batches(read, config.batch_size)
+
+    for batch, cascades in on_every_core(read_batches(), cascaded, device):
+        yield from zip([job for job, _ in batch], cascades, strict=True)
 
 
 def _row(run: Run, job: _Job, with_map: bool) -> Row:
@@ -148,7 +157,7 @@ def _row(run: Run, job: _Job, with_map: bool) -> Row:
     return Row(frame, job.frame, np.array(job.prompts["box"]), anomaly)
 
 
-def _store(artefact: Artefact, item: StageItem, parts: Sequence[tuple[_Job, Cascade]]) -> None:
+def _store(write: Write, item: StageItem, parts: Sequence[tuple[_Job, Cascade]]) -> None:
     """Write one image's three steps; several sets of prompts are merged by the maximum of their chosen masks (A14)."""
     parts = sorted(parts, key=lambda part: part[0].number)
     steps = []
@@ -175,7 +184,7 @@ def _store(artefact: Artefact, item: StageItem, parts: Sequence[tuple[_Job, Casc
         "chosen": [step[2] for step in steps],
         "boxes": [step[3] for step in steps],
     }
-    artefact.write(item.id, {"logits": stored}, record)
+    write(item.id, {"logits": stored}, record)
 
 
 REFINE = Stage("refine", key, worded_items, arrays, compute)

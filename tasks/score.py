@@ -14,6 +14,7 @@ from storage.datasets import ImageRecord, mask_in_frame, read_mask
 from storage.errors import DataError
 from storage.keys import StageKey
 from tasks import localise, prompt, refine
+from tasks.overlap import on_every_core
 from tasks.prompt import frame_size
 from tasks.stage import Run, Stage, StageItem, config_of, worded_id
 
@@ -21,6 +22,7 @@ VERSION = 1
 STEPS = ("clip", *refine.STEPS)
 HISTOGRAMS = ("negatives", "positives", "regions")
 _BINS = 65_536
+_Scored = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 
 
 def key(run: Run) -> StageKey:
@@ -68,12 +70,16 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     and by step ``image_score``, ``max_score``, ``mask_area`` (share of the frame) and ``mask_iou``.
     """
     maps, prompts, masks = (run.artefact(stage.key(run)) for stage in (localise, prompt, refine))
-    for item in items:
+
+    def scored(item: StageItem) -> _Scored:
         worded = worded_id(run, item.record)
         localised, refined = maps.read(worded), masks.read(worded)
         threshold = prompts.read(worded).record["threshold"]
         scores, segments = _scores(run, item.record, localised.arrays["logits"], threshold, refined)
-        _write(run, item, artefact, scores, segments, localised.record["image_score"])
+        return _compared(run, item.record, scores, segments, localised.record["image_score"])
+
+    for item, (found, record) in on_every_core(items, scored):
+        artefact.write(item.id, found, record)
 
 
 def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:
@@ -134,15 +140,15 @@ def _scores(
     return np.stack(scores).astype(np.float16), np.stack(segments)
 
 
-def _write(
+def _compared(
     run: Run,
-    item: StageItem,
-    artefact: Artefact,
+    image: ImageRecord,
     scores: NDArray[np.float16],
     segments: NDArray[np.bool_],
     clip_score: float,
-) -> None:
-    truth = truth_in_frame(run, item.record)
+) -> _Scored:
+    """What is stored of an image: its scores, and how they compare with the truth."""
+    truth = truth_in_frame(run, image)
     height, width = scores.shape[1:]
     largest = [float(own.max()) for own in scores]
     by_clip = run.experiment.score.image_score == "clip"
@@ -162,7 +168,7 @@ def _write(
         stored[f"truth_{height}x{width}"] = np.packbits(truth)
         if truth.any():
             record["mask_iou"] = [float((own & truth).sum() / (own | truth).sum()) for own in segments]
-    artefact.write(item.id, stored, record)
+    return stored, record
 
 
 def _histograms(scores: NDArray[np.float16], truth: NDArray[np.bool_]) -> tuple[Mapping[str, NDArray[Any]], int]:

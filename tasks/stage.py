@@ -7,10 +7,9 @@ store starts without loading torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,6 @@ from storage.datasets import ImageRecord, Manifest
 from storage.errors import StageError
 from storage.keys import StageKey
 from storage.weights import LocatedWeights
-
-Entry = TypeVar("Entry")
-Result = TypeVar("Result")
-_READ_AHEAD = 4
-_READERS = 2
 
 
 @dataclass(frozen=True)
@@ -102,31 +96,6 @@ def worded_items(run: Run) -> list[StageItem]:
 def worded_id(run: Run, record: ImageRecord) -> str:
     """The identity of an image under its class words."""
     return f"{record.image_id}/{run.words(record)}"
-
-
-def read_ahead(entries: Sequence[Entry], read: Callable[[Entry], Result]) -> Iterator[tuple[Entry, Result]]:
-    """Entries with their results in order, read by a few threads a few entries ahead."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        pending: list[tuple[Entry, Future[Result]]] = []
-        for entry in entries:
-            pending.append((entry, pool.submit(read, entry)))
-            if len(pending) > _READ_AHEAD:
-                ready, future = pending.pop(0)
-                yield ready, future.result()
-        for ready, future in pending:
-            yield ready, future.result()
-
-
-def batches(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
-    """Lists of at most ``size`` consecutive entries."""
-    batch: list[Entry] = []
-    for entry in entries:
-        batch.append(entry)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def require_finite(stage: str, record: ImageRecord, values: NDArray[Any]) -> None:

@@ -15,7 +15,8 @@ from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import ImageRecord
 from storage.keys import StageKey, digest_of
 from tasks import score
-from tasks.stage import Run, Stage, StageItem, read_ahead
+from tasks.overlap import read_ahead
+from tasks.stage import Run, Stage, StageItem
 
 VERSION = 1
 BLOCK = 256

@@ -21,7 +21,8 @@ from storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
 from storage.errors import DataError
 from storage.keys import StageKey
 from storage.weights import LocatedWeights
-from tasks.stage import Run, Stage, StageItem, batches, config_of, image_items, read_ahead, require_finite
+from tasks.overlap import batches, read_ahead
+from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
 from tasks.words import text_features
 
 if TYPE_CHECKING:

@@ -75,6 +75,12 @@ def build_clip(
     return model
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Let the blocks of the vision tower run as ``torch.compile`` makes them; they are alike, so one is compiled."""
+    for block in model.visual.transformer.resblocks:  # type: ignore[union-attr]
+        block.compile()
+
+
 def image_tensor(image: Any, side: int) -> torch.Tensor:
     """A PIL image in RGB as CLIP's input [3, side, side] float32: bicubic, aspect not kept, CLIP's normalisation.
 

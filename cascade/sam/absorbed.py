@@ -34,13 +34,16 @@ _STRIP = 1024
 class AbsorbedDecoder:
     """The decoder of one ``Sam``, which is on its device and has its weights; called like ``decoder.decode``.
 
+    With ``compiled`` a pass runs as ``torch.compile`` makes it. That is for GPUs: strips do not gain from it.
+
     Attributes:
         sam: the model; only the prompt encoder and the mask decoder are used.
         positions: [N, C] SAM's positional encoding of the cells, float32 or bfloat16 as the cells shall be.
     """
 
-    def __init__(self, sam: Sam, *, bf16: bool = False) -> None:
+    def __init__(self, sam: Sam, *, bf16: bool = False, compiled: bool = False) -> None:
         self.sam = sam
+        self._decode = torch.compile(self._pass, dynamic=True) if compiled else self._pass
         self.positions = _cells(sam.prompt_encoder.get_dense_pe().detach(), torch.bfloat16 if bf16 else torch.float32)[
             0
         ]
@@ -57,6 +60,17 @@ class AbsorbedDecoder:
         multimask: bool = True,
     ) -> Decoded:
         """One pass for B images at once; arguments and result as of ``decoder.decode``."""
+        return Decoded(*self._decode(embeddings, points, labels, boxes, mask_input, multimask))
+
+    def _pass(
+        self,
+        embeddings: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor | None,
+        mask_input: Tensor | None,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
         decoder = self.sam.mask_decoder
         grid = embeddings.shape[-2:]
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -70,7 +84,7 @@ class AbsorbedDecoder:
         weights = torch.stack([networks[index](tokens[:, 1 + index]) for index in kept], dim=1)
         logits = _draw(decoder.output_upscaling, cells, weights, grid)
         predicted_iou = decoder.iou_prediction_head(tokens[:, 0])[:, kept.start : kept.stop]
-        return Decoded(logits.float(), predicted_iou.float())
+        return logits.float(), predicted_iou.float()
 
     def _sparse(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
         """[B, T, C] tokens of points and boxes, with ``torch.where`` in place of indexing by a mask."""

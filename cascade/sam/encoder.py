@@ -6,6 +6,8 @@ their softmax. Here the relative positions are the bias of one fused call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,15 +17,25 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def encode(encoder: ImageEncoderViT, inputs: Tensor) -> Tensor:
-    """What ``encoder(inputs)`` returns, within rounding: [B, C, grid, grid] of [B, 3, side, side]."""
+def encode(encoder: ImageEncoderViT, inputs: Tensor, *, compiled: bool = False) -> Tensor:
+    """What ``encoder(inputs)`` returns, within rounding: [B, C, grid, grid] of [B, 3, side, side].
+
+    With ``compiled`` the blocks run as ``torch.compile`` makes them; there are two, with windows and without, so that
+    little is compiled.
+    """
+    block = _compiled_block() if compiled else _block
     tokens = encoder.patch_embed(inputs)
     if encoder.pos_embed is not None:
         tokens = tokens + encoder.pos_embed
-    for block in encoder.blocks:
-        tokens = _block(block, tokens)
+    for own in encoder.blocks:
+        tokens = block(own, tokens)
     encoded: Tensor = encoder.neck(tokens.permute(0, 3, 1, 2))
     return encoded
+
+
+@cache
+def _compiled_block() -> Callable[[Any, Tensor], Tensor]:
+    return torch.compile(_block)
 
 
 def _block(block: Any, tokens: Tensor) -> Tensor:

@@ -44,25 +44,34 @@ def to_input(image: NDArray[np.uint8], mode: ImageMode, side: int, square_side: 
     if mode == "square":
         image = np.asarray(Image.fromarray(image).resize((square_side, square_side), Image.Resampling.BICUBIC))
     elif mode == "stretched":
-        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+        return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
     resized: NDArray[np.uint8] = ResizeLongestSide(side).apply_image(image)
     return resized
 
 
-def normalise(image: NDArray[np.uint8], sam: Sam) -> torch.Tensor:
-    """SAM's own normalisation and zero padding of an image [h, w, 3] from :func:`to_input`; [3, side, side] float32."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(sam.device)
-    normalised: torch.Tensor = sam.preprocess(tensor.float())
+def normalise(image: torch.Tensor, sam: Sam) -> torch.Tensor:
+    """SAM's own normalisation and zero padding, on its device: [3, side, side] float32 of what :func:`to_input` made.
+
+    Args:
+        image: [h, w, 3] uint8; the copy to a GPU is not waited for if it is in pinned memory.
+        sam: the model.
+    """
+    pixels = image.to(sam.device, non_blocking=True).permute(2, 0, 1).contiguous()
+    normalised: torch.Tensor = sam.preprocess(pixels.float())
     return normalised
 
 
 @torch.inference_mode()
-def embed(sam: Sam, inputs: torch.Tensor, *, bf16: bool = False, fused: bool = True) -> torch.Tensor:
+def embed(
+    sam: Sam, inputs: torch.Tensor, *, bf16: bool = False, fused: bool = True, compiled: bool = False
+) -> torch.Tensor:
     """Image embeddings [B, C, grid, grid] float32 of normalised inputs [B, 3, side, side].
 
-    ``fused`` takes :func:`cascade.sam.encoder.encode` in place of the encoder's own forward pass; both agree within
-    rounding.
+    ``fused`` takes :func:`cascade.sam.encoder.encode` in place of the encoder's own forward pass, ``compiled`` or not;
+    all agree within rounding.
     """
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-        embedding: torch.Tensor = encode(sam.image_encoder, inputs) if fused else sam.image_encoder(inputs)
+        embedding: torch.Tensor = (
+            encode(sam.image_encoder, inputs, compiled=compiled) if fused else sam.image_encoder(inputs)
+        )
     return embedding.float()

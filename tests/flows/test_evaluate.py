@@ -21,7 +21,7 @@ from flows.evaluate import STAGES, plan
 from flows.export import export_run
 from flows.outputs import write_run
 from flows.prepare import prepare
-from storage.errors import DataError, LeakError, StageError, StoreError
+from storage.errors import ConfigError, DataError, LeakError, StageError, StoreError
 from tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Outcome, files_of, flip_chunk, save_adapter, save_scene
 
@@ -51,6 +51,19 @@ def test_a_first_run_computes_every_item_of_every_stage(finished: tuple[Bench, O
     assert outcome.recorder.writes == outcome.computed
     assert {result.reason for result in outcome.results} == {"nothing of this stage is stored yet"}
     assert any(record["sets"] for record in outcome.artefact("prompt").done().values())
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_two_cores_leave_the_bytes_of_one(bench: Bench) -> None:
+    """From the prompts on; the encoders share their products among cores, which may round differently."""
+    stages = ("prompt", "refine", "score")
+    before = {name: data for name, data in files_of(bench.store).items() if str(name).startswith(stages)}
+    for stage in (*stages, "tally", "aggregate"):
+        shutil.rmtree(bench.store / stage)
+    assert bench.run().computed == FROM_PROMPT
+    after = files_of(bench.store)
+    assert {name for name in before if before[name] != after.get(name)} == set()
+    assert len(before) > 20
 
 
 @pytest.mark.usefixtures("no_networks")
@@ -247,6 +260,15 @@ def test_a_ctrl_c_keeps_finished_items(empty: Bench) -> None:
     (embeddings,) = [path for path in (empty.store / "embed").iterdir() if path.is_dir()]
     assert len((embeddings / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     assert empty.run().computed == {"embed": 5, "localise": 8} | FROM_PROMPT
+
+
+def test_compiling_without_a_compiler_fails_before_anything_is_written(
+    empty: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"runtime.compile: no C\+\+ compiler 'no-such-compiler'"):
+        empty.run("runtime.compile=true", "runtime.device=cpu")
+    assert Outcome(empty.prepare(), [], None).stored() == []  # type: ignore[arg-type]
 
 
 def test_a_network_that_returns_nan_fails_naming_the_image(empty: Bench, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def _embedding(sam, case):
     assert zlib.crc32(image.tobytes()) == int(case["image_crc32"])
     scaled = to_input(image, "padded", 1024, 518)
     assert zlib.crc32(np.ascontiguousarray(scaled).tobytes()) == int(case["resized_crc32"])
-    embedding = embed(sam, normalise(scaled, sam)[None])
+    embedding = embed(sam, normalise(torch.from_numpy(scaled), sam)[None])
     np.testing.assert_allclose(embedding[0, :8, :8, :8], case["emb_corner"], atol=2e-5)
     np.testing.assert_allclose(embedding[0, ::16, 4::8, 4::8], case["emb_sub"], atol=2e-5)
     return embedding

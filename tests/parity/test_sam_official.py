@@ -63,7 +63,7 @@ def test_encoder_path(predictor, shape, fused):
     image = _images(10)[shape]
     predictor.set_image(image)
     sam = predictor.model
-    ours = embed(sam, normalise(to_input(image, "padded", 512, 518), sam)[None], fused=fused)
+    ours = embed(sam, normalise(torch.from_numpy(to_input(image, "padded", 512, 518)), sam)[None], fused=fused)
     torch.testing.assert_close(ours, predictor.features, rtol=0, atol=1e-5 if fused else 1e-6)
 
 
@@ -100,7 +100,10 @@ def test_batched_cascade(predictor, k, multimask, kind):
 
     frames = {name: input_frame(size, "padded", 512) for name, size in SIZES.items()}
     embeddings = torch.cat(
-        [embed(sam, normalise(to_input(image, "padded", 512, 518), sam)[None]) for image in images.values()]
+        [
+            embed(sam, normalise(torch.from_numpy(to_input(image, "padded", 512, 518)), sam)[None])
+            for image in images.values()
+        ]
     )
     batch = np.stack([scale_points(points[name], size, frames[name].size) for name, size in SIZES.items()])
     results = run_cascade(
