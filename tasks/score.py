@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.metrics import ScoreHistogram
+from cascade.metrics import N_BINS, ScoreHistogram
 from storage.artefacts import ArraySpec, Artefact, Item
 from storage.datasets import ImageRecord, mask_in_frame, read_mask
 from storage.errors import DataError
@@ -18,10 +19,12 @@ from tasks.overlap import on_every_core
 from tasks.prompt import frame_size
 from tasks.stage import Run, Stage, StageItem, config_of, worded_id
 
-VERSION = 1
+VERSION = 2
 STEPS = ("clip", *refine.STEPS)
 HISTOGRAMS = ("negatives", "positives", "regions")
-_BINS = 65_536
+_KEPT = slice(N_BINS // 2, N_BINS // 2 + 16_385)
+"""The bins of 0 to 2: no fusion makes other scores (``cascade.fusion.fuse``)."""
+
 _Scored = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 
 
@@ -49,18 +52,20 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``scores_<H>x<W>`` [4, H, W] float16, ``truth_<H>x<W>`` packed bits, and by step the three histograms.
 
     ``negatives`` and ``positives`` are counts and ``regions`` are positives weighted by 1/(size of their region), each
-    [4, 65536] over the float16 values in ascending order.
+    [4, 16385] over the float16 values from 0 to 2 in ascending order.
     """
     sizes = {frame_size(run.experiment.score.frame, item.record) for item in items}
-    specs = {
-        "negatives": ArraySpec((len(STEPS), _BINS), "uint32", compress=True),
-        "positives": ArraySpec((len(STEPS), _BINS), "uint32", compress=True),
-        "regions": ArraySpec((len(STEPS), _BINS), "float64", compress=True),
-    }
+    specs = histogram_specs("uint32")
     for height, width in sorted(sizes):
         specs[f"scores_{height}x{width}"] = ArraySpec((len(STEPS), height, width), "float16")
         specs[f"truth_{height}x{width}"] = ArraySpec(((height * width + 7) // 8,), "uint8", compress=True)
     return specs
+
+
+def histogram_specs(counts: str) -> dict[str, ArraySpec]:
+    """The arrays of ``HISTOGRAMS``, with the dtype ``counts`` for those of whole pixels."""
+    shape = (len(STEPS), _KEPT.stop - _KEPT.start)
+    return {name: ArraySpec(shape, "float64" if name == "regions" else counts, compress=True) for name in HISTOGRAMS}
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
@@ -95,15 +100,25 @@ def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:
 
 def histograms(item: Item) -> list[ScoreHistogram]:
     """The histogram of each step, from an item with ``HISTOGRAMS`` and the record ``regions``."""
-    return [
-        ScoreHistogram(
-            item.arrays["negatives"][index].astype(np.int64),
-            item.arrays["positives"][index].astype(np.int64),
-            item.arrays["regions"][index],
-            item.record["regions"],
-        )
-        for index in range(len(STEPS))
-    ]
+    found = []
+    for index in range(len(STEPS)):
+        whole = ScoreHistogram.empty()
+        for name in HISTOGRAMS:
+            getattr(whole, name)[_KEPT] = item.arrays[name][index]
+        found.append(replace(whole, n_regions=item.record["regions"]))
+    return found
+
+
+def stored_histograms(scores: NDArray[np.float16], truth: NDArray[np.bool_]) -> tuple[dict[str, NDArray[Any]], int]:
+    """The arrays of ``HISTOGRAMS`` of one image's scores [4, H, W] in [0, 2], and the number of its regions."""
+    from cascade.metrics import region_weights, score_histogram
+
+    weights, regions = region_weights(truth)
+    counted = [score_histogram(own, truth, weights) for own in scores]
+    kept = {name: np.stack([getattr(each, name)[_KEPT] for each in counted]) for name in HISTOGRAMS}
+    if kept["negatives"].sum() + kept["positives"].sum() != scores.size:
+        raise ValueError("scores below 0 or above 2 have no bin")
+    return {name: own if name == "regions" else own.astype(np.uint32) for name, own in kept.items()}, regions
 
 
 def _scores(
@@ -163,24 +178,12 @@ def _compared(
     }
     stored: dict[str, NDArray[Any]] = {f"scores_{height}x{width}": scores}
     if truth is not None:
-        histograms, record["regions"] = _histograms(scores, truth)
-        stored |= histograms
+        counted, record["regions"] = stored_histograms(scores, truth)
+        stored |= counted
         stored[f"truth_{height}x{width}"] = np.packbits(truth)
         if truth.any():
             record["mask_iou"] = [float((own & truth).sum() / (own | truth).sum()) for own in segments]
     return stored, record
-
-
-def _histograms(scores: NDArray[np.float16], truth: NDArray[np.bool_]) -> tuple[Mapping[str, NDArray[Any]], int]:
-    from cascade.metrics import region_weights, score_histogram
-
-    weights, regions = region_weights(truth)
-    histograms = [score_histogram(own, truth, weights) for own in scores]
-    return {
-        "negatives": np.stack([each.negatives for each in histograms]).astype(np.uint32),
-        "positives": np.stack([each.positives for each in histograms]).astype(np.uint32),
-        "regions": np.stack([each.regions for each in histograms]),
-    }, regions
 
 
 SCORE = Stage("score", key, items, arrays, compute)

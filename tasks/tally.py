@@ -22,8 +22,6 @@ VERSION = 1
 BLOCK = 256
 """Images in a block."""
 
-_BINS = 65_536
-
 
 def key(run: Run) -> StageKey:
     """The scores, and nothing else; which images are added is the item's identity."""
@@ -49,13 +47,8 @@ def items(run: Run) -> list[StageItem]:
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
-    """By step the three histograms of ``score``, each [4, 65536]."""
-    shape = (len(score.STEPS), _BINS)
-    return {
-        "negatives": ArraySpec(shape, "int64", compress=True),
-        "positives": ArraySpec(shape, "int64", compress=True),
-        "regions": ArraySpec(shape, "float64", compress=True),
-    }
+    """By step the three histograms of ``score``, as it stores them."""
+    return score.histogram_specs("int64")
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
@@ -63,13 +56,13 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     scores = run.artefact(score.key(run))
     members = {name: own for item in items for name, own in blocks(run, item.record.category).items()}
     for item in items:
-        totals = [ScoreHistogram.empty() for _ in score.STEPS]
+        totals = {name: np.zeros(spec.shape, spec.dtype) for name, spec in arrays(run, [item]).items()}
+        regions = 0
         for _, image in read_ahead(members[item.id], lambda name: scores.read(name, only=score.HISTOGRAMS)):
-            if image.record["truth"]:
-                own = score.histograms(image)
-                totals = [total + each for total, each in zip(totals, own, strict=True)]
-        stored = {name: np.stack([getattr(total, name) for total in totals]) for name in score.HISTOGRAMS}
-        artefact.write(item.id, stored, {"regions": totals[0].n_regions})
+            regions += image.record["regions"]
+            for name, own in image.arrays.items():
+                totals[name] += own
+        artefact.write(item.id, totals, {"regions": regions})
 
 
 def category_totals(run: Run, category: str) -> list[ScoreHistogram]:

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cascade.metrics import score_histogram
 from configs.loader import load_experiment
-from storage.artefacts import ArraySpec, Artefact, Store
+from storage.artefacts import Artefact, Store
 from storage.keys import StageKey, digest_of
 from tasks.aggregate import METRICS
 from tasks.comparison import Scored
-from tasks.score import HISTOGRAMS, STEPS
+from tasks.score import STEPS, histogram_specs, stored_histograms
 from tasks.uncertainty import ScoredImage
 
 SIDE = 24
@@ -68,12 +67,8 @@ def plant_scores(store: Path, images: Sequence[PlantedImage]) -> Scored:
     """A store that holds the histograms of ``images``, the same for every step."""
     key = StageKey("score", 1, {})
     artefact = Store(store).artefact(key)
-    specs = {
-        name: ArraySpec((len(STEPS), 65_536), "float64" if name == "regions" else "uint32", compress=True)
-        for name in HISTOGRAMS
-    }
     scored = tuple(_scored(image) for image in images)
-    with artefact.writing([each.item for each in scored], specs):
+    with artefact.writing([each.item for each in scored], histogram_specs("uint32")):
         for image, each in zip(images, scored, strict=True):
             _write(artefact, each.item, image)
     return Scored(artefact, scored)
@@ -123,8 +118,6 @@ def _scored(image: PlantedImage) -> ScoredImage:
 
 
 def _write(artefact: Artefact, item: str, image: PlantedImage) -> None:
-    histogram = score_histogram(image.scores, image.mask)
-    arrays = {name: np.stack([getattr(histogram, name)] * len(STEPS)) for name in HISTOGRAMS}
-    record = {"truth": True, "regions": histogram.n_regions, "image_score": [float(image.scores.max())] * len(STEPS)}
-    stored = {name: own if name == "regions" else own.astype(np.uint32) for name, own in arrays.items()}
+    stored, regions = stored_histograms(np.stack([image.scores] * len(STEPS)), image.mask)
+    record = {"truth": True, "regions": regions, "image_score": [float(image.scores.max())] * len(STEPS)}
     artefact.write(item, stored, record)

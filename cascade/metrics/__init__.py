@@ -11,11 +11,12 @@ from cascade.metrics.curves import (
     image_metrics,
     summary,
 )
-from cascade.metrics.histogram import ScoreHistogram, bin_values, distinct_histogram, score_histogram
+from cascade.metrics.histogram import N_BINS, ScoreHistogram, bin_values, distinct_histogram, score_histogram
 from cascade.metrics.regions import region_weights
 from cascade.metrics.significance import adjusted_p_values, p_value, percentile_intervals
 
 __all__ = [
+    "N_BINS",
     "ImageMetrics",
     "OccupiedBins",
     "PixelMetrics",
