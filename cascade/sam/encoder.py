@@ -1,7 +1,8 @@
 """SAM's image encoder with fused attention: the same weights and sums, without a softmax matrix of its own.
 
 The published ``Attention`` makes the matrix of all pairs three times over: scores, scores with relative positions, and
-their softmax. Here the relative positions are the bias of one fused call.
+their softmax. Here one fused call makes none. Relative positions are its bias, or on a GPU more channels of queries and
+keys: a query's value for each row, times a code that is one in the key's own row and zero elsewhere; so for columns.
 """
 
 from __future__ import annotations
@@ -57,17 +58,41 @@ def _attend(attention: Any, tokens: Tensor) -> Tensor:
     batch, height, width, channels = tokens.shape
     joint = attention.qkv(tokens).reshape(batch, height * width, 3, attention.num_heads, -1)
     query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
-    bias = _relative_positions(attention, query, (height, width)) if attention.use_rel_pos else None
-    heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    if not attention.use_rel_pos:
+        heads = functional.scaled_dot_product_attention(query, key, value)
+    else:
+        by_row, by_column = _relative_positions(attention, query, (height, width))
+        if _without_bias(tokens):
+            codes = _position_codes((height, width), key).expand(*key.shape[:2], -1, -1)
+            query = torch.cat([query * query.shape[-1] ** -0.5, by_row, by_column], dim=-1)
+            key = torch.cat([key, codes], dim=-1)
+            heads = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        else:
+            bias = by_row[..., :, None] + by_column[..., None, :]  # [B, heads, H·W, H, W]
+            heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(3))
     projected: Tensor = attention.proj(heads.transpose(1, 2).reshape(batch, height, width, channels))
     return projected
 
 
-def _relative_positions(attention: Any, query: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, heads, H·W, H·W]: the query times a vector for each row distance, and the same for columns."""
+def _without_bias(tokens: Tensor) -> bool:
+    """Whether relative positions shall be more channels of queries and keys, and not a bias for each pair.
+
+    On a GPU the bias of a global block of ViT-H is half a gigabyte, and reading it takes longer than the products; on a
+    CPU the products are what takes time.
+    """
+    return tokens.is_cuda
+
+
+def _relative_positions(attention: Any, query: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What a query adds to the scores of the keys of each row [B, heads, H·W, H] and column [B, heads, H·W, W]."""
     height, width = size
     placed = query.unflatten(2, size)  # type: ignore[no-untyped-call]
     by_row = torch.einsum("bnhwc,hkc->bnhwk", placed, get_rel_pos(height, height, attention.rel_pos_h).to(query.dtype))
     by_column = torch.einsum("bnhwc,wkc->bnhwk", placed, get_rel_pos(width, width, attention.rel_pos_w).to(query.dtype))
-    bias = by_row[..., :, None] + by_column[..., None, :]
-    return bias.flatten(4).flatten(2, 3)
+    return by_row.flatten(2, 3), by_column.flatten(2, 3)
+
+
+def _position_codes(size: tuple[int, int], like: Tensor) -> Tensor:
+    """[H·W, H + W]: for each key a one in the place of its row and a one in that of its column."""
+    rows, columns = (torch.eye(side, dtype=like.dtype, device=like.device) for side in size)
+    return torch.cat([rows.repeat_interleave(size[1], dim=0), columns.repeat(size[0], 1)], dim=1)

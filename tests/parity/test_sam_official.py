@@ -67,8 +67,10 @@ def test_encoder_path(predictor, shape, fused):
     torch.testing.assert_close(ours, predictor.features, rtol=0, atol=1e-5 if fused else 1e-6)
 
 
-def test_fused_attention_has_relative_positions_windows_and_padding():
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_attention_has_relative_positions_windows_and_padding(monkeypatch, bias):
     """An encoder as published: relative positions of both axes, and windows that do not divide the grid."""
+    monkeypatch.setattr("cascade.sam.encoder._without_bias", lambda tokens: not bias)
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
         img_size=160, embed_dim=32, depth=3, num_heads=4, out_chans=16, use_rel_pos=True, window_size=4,
