@@ -1,6 +1,8 @@
 """SAM's image encoder against the official forward pass: the same random weights, the same inputs.
 
 python -m benchmarks.encoder [--backbone vit_b] [--json]
+
+Compiling (``runtime.compile``) takes about a minute and is not counted; on a CPU it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -40,10 +42,15 @@ def main() -> int:
 
     truth = official()
     comparisons, parity = [], {}
-    for name, bf16 in (("fused, fp32", False), ("fused, bf16", True)):
+    for name, bf16, compiled in (
+        ("fused, fp32", False, False),
+        ("fused, bf16", True, False),
+        ("fused and compiled, fp32", False, True),
+        ("fused and compiled, bf16", True, True),
+    ):
 
-        def ours(bf16: bool = bf16) -> torch.Tensor:
-            return embed(sam, inputs, bf16=bf16)
+        def ours(bf16: bool = bf16, compiled: bool = compiled) -> torch.Tensor:
+            return embed(sam, inputs, bf16=bf16, compiled=compiled)
 
         error = (ours() - truth).abs().max()
         parity[name] = {"largest_difference": float(error), "standard_deviation": float(truth.std())}

@@ -191,7 +191,7 @@ class RuntimeConfig(Section):
     cluster: str | None = Field(
         None, description="address of a running Dask scheduler or Ray head; local workers when absent"
     )
-    shard_size: int = Field(64, ge=1, le=256, description="images in one task")
+    shard_size: int = Field(128, ge=1, le=256, description="images in one task")
     workers: int = Field(1, ge=1, le=1024, description="tasks at the same time")
 
     @model_validator(mode="after")
