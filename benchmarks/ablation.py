@@ -11,7 +11,6 @@ its tables, and draws nothing. Processor time is given too, since the other work
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paired import Comparison, of_pairs, report, show
+from benchmarks.paired import Comparison, of_pairs, publish
 from configs.grid import expand, load_grid
 from configs.settings import Settings
 from flows.ablate import prepare_variants, run_ablation
@@ -68,17 +67,13 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         comparisons, encoded = _compare(Path(folder), arguments.images, arguments.rounds)
-    if arguments.json:
-        facts: dict[str, object] = {
-            "images": arguments.images,
-            "variants": VARIANTS,
-            "rounds": arguments.rounds,
-            "images_that_the_encoders_ran_in_the_ablation": encoded,
-        }
-        print(json.dumps(report(comparisons, facts), indent=2))
-    else:
-        show(comparisons)
-        print(f"images that the encoders ran in the ablation: {encoded}")
+    facts = {
+        "images": arguments.images,
+        "variants": VARIANTS,
+        "rounds": arguments.rounds,
+        "images_that_the_encoders_ran_in_the_ablation": encoded,
+    }
+    publish(comparisons, facts, as_json=arguments.json)
     return 0
 
 

@@ -11,7 +11,6 @@ encoder is not part of it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from segment_anything import SamPredictor
 
-from benchmarks.paired import compare, report, show
+from benchmarks.paired import compare, publish
 from cascade.cps import CascadeOptions, Row, run_cascade
 from cascade.frames import InputFrame, logits_in_frame, mask_box
 from cascade.sam.absorbed import AbsorbedDecoder
@@ -94,13 +93,8 @@ def main() -> int:
         comparisons.append(
             compare(name, "SamPredictor.predict x 3", "image", way, official, arguments.images, arguments.rounds)
         )
-    if arguments.json:
-        facts = {"images": arguments.images, "batch": arguments.batch, "rounds": arguments.rounds}
-        print(json.dumps(report(comparisons, facts | {"masks": agreement}), indent=2))
-    else:
-        show(comparisons)
-        for name, own in agreement.items():
-            print(f"{name}: {own}")
+    facts = {"images": arguments.images, "batch": arguments.batch, "rounds": arguments.rounds, "masks": agreement}
+    publish(comparisons, facts, as_json=arguments.json)
     return 0
 
 

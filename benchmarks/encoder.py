@@ -8,12 +8,11 @@ Compiling (``runtime.compile``) takes about a minute and is not counted; on a CP
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 import torch
 
-from benchmarks.paired import compare, report, show
+from benchmarks.paired import compare, publish
 from cascade.sam.build import SAM_MODELS, build_sam, input_side
 from cascade.sam.image import embed
 
@@ -57,13 +56,8 @@ def main() -> int:
         comparisons.append(
             compare(name, "ImageEncoderViT, fp32", "image", ours, official, arguments.batch, arguments.rounds)
         )
-    if arguments.json:
-        facts = {"backbone": arguments.backbone, "batch": arguments.batch, "rounds": arguments.rounds}
-        print(json.dumps(report(comparisons, facts | {"parity": parity}), indent=2))
-    else:
-        show(comparisons)
-        for name, own in parity.items():
-            print(f"{name}: {own}")
+    facts = {"backbone": arguments.backbone, "batch": arguments.batch, "rounds": arguments.rounds, "parity": parity}
+    publish(comparisons, facts, as_json=arguments.json)
     return 0
 
 

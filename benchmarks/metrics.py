@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from benchmarks.paired import compare, report, show
+from benchmarks.paired import compare, publish
 from cascade.metrics import PixelMetrics, ScoreHistogram, region_weights, score_histogram, summary
 
 SIDE = 500
@@ -139,13 +139,8 @@ def main() -> int:
         [sys.executable, "-m", "benchmarks.metrics", "--gigapixel"], check=True, capture_output=True, text=True
     )
     streamed = json.loads(apart.stdout)
-    if arguments.json:
-        facts = {"megapixels": scores.size / 1e6, "rounds": arguments.rounds, "largest_difference": max(errors)}
-        print(json.dumps(report(comparisons, facts | {"streamed": streamed}), indent=2))
-    else:
-        show(comparisons)
-        print(f"largest difference of the three metrics: {max(errors):.1e}")
-        print(f"{streamed['gigapixels']:.1f} Gpx one image after another: {streamed['peak_growth_mb']:.0f} MB at most")
+    facts = {"megapixels": scores.size / 1e6, "rounds": arguments.rounds, "largest_difference": max(errors)}
+    publish(comparisons, facts | {"streamed": streamed}, as_json=arguments.json)
     return 0
 
 

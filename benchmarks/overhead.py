@@ -10,7 +10,6 @@ start to its end: manifest, digests of all files, plan, ledgers, tables. Prefect
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.paired import report
+from benchmarks.paired import publish
 from configs.loader import load_experiment
 from configs.settings import Settings
 from flows.evaluate import STAGES, evaluate
@@ -60,7 +59,7 @@ def main() -> int:
         environment = os.environ | {"PREFECT_HOME": str(root / "prefect")}
         found = {name: timed(way, environment, arguments.rounds) for name, way in ways.items()}
     facts = {"images": arguments.images, "rounds": arguments.rounds, "seconds": found}
-    print(json.dumps(report([], facts) if arguments.json else facts, indent=2))
+    publish([], facts, as_json=arguments.json)
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -52,24 +53,30 @@ def of_pairs(name: str, peer_name: str, unit: str, pairs: Sequence[tuple[float, 
     return Comparison(name, peer_name, unit, own_ms, peer_ms, statistics.median(ratios), min(ratios), max(ratios))
 
 
-def report(comparisons: list[Comparison], facts: dict[str, object]) -> dict[str, object]:
-    """Everything a reader of the numbers has to know, for ``--json``."""
+def report(comparisons: Sequence[Comparison], facts: Mapping[str, object]) -> dict[str, object]:
+    """Everything a reader of the numbers has to know."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "segment-anything", "numpy", "scikit-learn")},
         "results": [asdict(each) for each in comparisons],
-    } | facts
+        **facts,
+    }
 
 
-def show(comparisons: list[Comparison]) -> None:
-    """One line each."""
+def publish(comparisons: Sequence[Comparison], facts: Mapping[str, object], *, as_json: bool) -> None:
+    """Print the comparisons and what else was found: a line each, or one document with device, versions and date."""
+    if as_json:
+        print(json.dumps(report(comparisons, facts), indent=2))
+        return
     for each in comparisons:
         print(
             f"{each.name}: {each.ours_ms:.1f} ms per {each.unit} against {each.peer_ms:.1f} ms ({each.peer}): "
             f"{each.ratio:.2f} times faster ({each.low:.2f} to {each.high:.2f})"
         )
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' ')}: {value}")
 
 
 def _seconds(work: Callable[[], object]) -> float:

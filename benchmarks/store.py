@@ -10,7 +10,6 @@ array [1, 256, 64, 64] in float32 and zarr's default codec, and nothing is check
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from benchmarks.paired import compare, report, show
+from benchmarks.paired import compare, publish
 from storage.artefacts import ArraySpec, Artefact, Store
 from storage.keys import StageKey
 from tasks.overlap import read_ahead
@@ -65,11 +64,7 @@ def main() -> int:
                 "peer": sum(path.stat().st_size for path in (root / "peer").rglob("*") if path.is_file()) / 1e6,
             },
         }
-    if arguments.json:
-        print(json.dumps(report(comparisons, facts), indent=2))
-    else:
-        show(comparisons)
-        print(facts)
+    publish(comparisons, facts, as_json=arguments.json)
     return 0
 
 

@@ -53,7 +53,7 @@ class EmbedConfig(Section):
         "fused", description="attention in one call, or as SAM publishes it; embeddings agree within rounding"
     )
     precision: Precision = "fp32"
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1, description="images in one pass on a GPU; on a CPU one at a time is faster")
 
 
 class LocaliseConfig(Section):
@@ -74,7 +74,7 @@ class LocaliseConfig(Section):
     )
     prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
     precision: Precision = "fp32"
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1, description="images in one pass on a GPU; on a CPU one at a time is faster")
 
 
 class ThresholdConfig(Section):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import read_image
 from storage.keys import StageKey
-from tasks.overlap import batches, pinned, read_ahead, written_behind
+from tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
 from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
 
 VERSION = 1
@@ -41,13 +41,14 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     sam = sam_of(run)
     side = sam.image_encoder.img_size
     bf16, fused, compiled = config.precision == "bf16", config.attention == "fused", compiles(run)
+    at_once = encoded_at_once(config.batch_size, sam.device)
 
     def read(item: StageItem) -> torch.Tensor:
         image = to_input(read_image(run.image_path(item.record)), config.image, side, config.square_side)
         return pinned(torch.from_numpy(image), sam.device)
 
     with written_behind(artefact) as write:
-        for batch in batches(read_ahead(items, read), config.batch_size):
+        for batch in batches(read_ahead(items, read), at_once):
             inputs = torch.stack([normalise(image, sam) for _, image in batch])
             embeddings = embed(sam, inputs, bf16=bf16, fused=fused, compiled=compiled).half().cpu().numpy()
             for (item, _), embedding in zip(batch, embeddings, strict=True):

