@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 # Read by Prefect when it is imported. A user's own setting wins.
@@ -18,6 +19,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from configs.schema import RuntimeConfig
 from flows.evaluate import Reporter, StageResult, evaluate
@@ -71,13 +73,24 @@ def run_as_flow(
     returned: list[Result] = []
     interrupted: list[bool] = []
     try:
-        as_flow(dict(parameters))
+        with _heartbeats():
+            as_flow(dict(parameters))
     except Exception as error:
         # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash
         if interrupted:
             raise KeyboardInterrupt from error
         raise
     return returned[0]
+
+
+def _server_is_ours() -> bool:
+    """Whether Prefect starts a server for this run, which ends with it."""
+    return PREFECT_API_URL.value() is None
+
+
+def _heartbeats() -> AbstractContextManager[object]:
+    """None to a server of our own: it would miss nobody, and a run waits up to a second for their thread to end."""
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}) if _server_is_ours() else nullcontext()
 
 
 def execute_on_prefect(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:

@@ -20,18 +20,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from filelock import FileLock
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.array_spec import ArrayConfigParams
 
 from storage.errors import CorruptItem, StoreError
 from storage.keys import StageKey, canonical_json, nearest_key
 from storage.ledger import Ledger, Line, line_digest
+
+if TYPE_CHECKING:  # a run that finds everything in the store touches no array, and zarr takes a while to import
+    import zarr
+    from zarr.core.array_spec import ArrayConfigParams
 
 SCHEMA = 1
 _BLAKE2B_DIGITS = 32
@@ -221,6 +222,8 @@ class Artefact:
 
     def _prepare(self, items: list[str], specs: Mapping[str, ArraySpec]) -> None:
         if not self.exists:
+            import zarr
+
             zarr.create_group(self.path, attributes={"schema": SCHEMA, "key": self.key.components})
         if _read_key(self.path / "zarr.json") != json.loads(canonical_json(self.key.components)):
             raise StoreError(f"{self.path}: holds another key than its name says; move this folder away")
@@ -237,6 +240,9 @@ class Artefact:
             self._grow(name, spec, free + len(fresh))
 
     def _grow(self, name: str, spec: ArraySpec, rows: int) -> None:
+        import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
         if (self.path / name / "zarr.json").is_file():
             array = self._array(name)
             if array.shape[0] < rows:
@@ -253,6 +259,8 @@ class Artefact:
         )
 
     def _array(self, name: str) -> zarr.Array[Any]:
+        import zarr
+
         with self._mutex:
             if name not in self._arrays:
                 # write_empty_chunks is not persisted by zarr, and open_array ignores its argument of that name

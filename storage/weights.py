@@ -17,8 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-import pooch
-
 from storage.errors import ConfigError, WeightsError, nearest
 
 SHIPPED_FOLDER = Path(__file__).parent / "pretrained"
@@ -288,6 +286,8 @@ def _make_folder(folder: Path) -> None:
 
 
 def _download(url: str, path: Path, progress: bool) -> None:
+    import pooch  # brings the whole of requests along
+
     try:
         pooch.HTTPDownloader(progressbar=progress, chunk_size=_DOWNLOAD_CHUNK)(url, output_file=str(path), pooch=None)
     except OSError as error:  # the base of requests' exceptions, too

@@ -136,3 +136,19 @@ def test_results_hold_references_only(on_prefect: tuple[Bench, Outcome]) -> None
     results = [path for path in (on_prefect[0].store / "prefect-results").rglob("*") if path.is_file()]
     assert results
     assert max(path.stat().st_size for path in results) < 4000
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_heartbeats_go_to_a_server_that_outlives_the_run(
+    server: None, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+
+    from configs.schema import RuntimeConfig
+    from flows import prefect_engine
+
+    if ours:
+        monkeypatch.setattr(prefect_engine, "_server_is_ours", lambda: True)
+    seconds = prefect_engine.run_as_flow("beats", "beats", {}, RuntimeConfig(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value)
+    assert seconds == (None if ours else PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
+    assert PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() is not None
