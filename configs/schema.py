@@ -66,6 +66,9 @@ class LocaliseConfig(Section):
     sha256: str | None = Field(None, description="digest that the checkpoint must have")
     activation: Literal["gelu", "quickgelu"] = Field("gelu", description="A18: 'gelu' matches APRIL-GAN's checkpoints")
     image_side: int = Field(518, ge=16, description="side of the square input in pixels")
+    more_sides: tuple[int, ...] = Field(
+        (), description="further sides at which CLIP looks at the same image; the logits of all are averaged"
+    )
     layers: tuple[int, ...] = Field((6, 12, 18, 24), min_length=1, description="blocks, counted from 1")
     adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")
     adapter_sha256: str | None = None
@@ -75,6 +78,11 @@ class LocaliseConfig(Section):
     prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
     precision: Precision = "fp32"
     batch_size: int = Field(4, ge=1, description="images in one pass on a GPU; on a CPU one at a time is faster")
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Every side of CLIP's input, ``image_side`` first."""
+        return (self.image_side, *self.more_sides)
 
 
 class ThresholdConfig(Section):

@@ -34,14 +34,14 @@ def key(run: Run) -> StageKey:
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
-    """``logits`` [L, 2, grid, grid] float32: both logits of each block, upsampled where they are used."""
+    """``logits`` [L, 2, grid, grid] float32: both logits of each block, on the grid of the largest input."""
     from tasks.models import adapter_of, check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
     check_vision(config, clip)
     clip_of(run), adapter_of(run)  # checkpoints that do not fit are refused before anything is written
-    grid = config.image_side // clip["vision_cfg"]["patch_size"]
+    grid = max(config.sides) // clip["vision_cfg"]["patch_size"]
     return {"logits": ArraySpec((len(config.layers), 2, grid, grid), "float32")}
 
 
@@ -49,28 +49,33 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Decode images, compare their tokens with the text features of their class, and store the logits."""
     import torch
     from PIL import Image
+    from torch import nn
 
-    from cascade.clip.april_gan import grid_logits, image_score
-    from cascade.clip.backbone import image_tensor, image_tokens
+    from cascade.clip.april_gan import grid_logits, image_score, mean_logits
+    from cascade.clip.backbone import ImageTokens, image_tensor, image_tokens
     from tasks.models import adapter_of, clip_of, device_of
 
     config = run.experiment.localise
-    clip, adapter, device = clip_of(run), adapter_of(run), device_of(run)
+    clips, adapter, device = [clip_of(run, side) for side in config.sides], adapter_of(run), device_of(run)
     at_once = encoded_at_once(config.batch_size, device)
     texts = text_features(run, {run.words(item.record) for item in items})
 
-    def read(item: StageItem) -> torch.Tensor:
+    def read(item: StageItem) -> list[torch.Tensor]:
         photograph = Image.fromarray(read_image(run.image_path(item.record)))
-        return pinned(image_tensor(photograph, config.image_side), device)
+        return [pinned(image_tensor(photograph, side), device) for side in config.sides]
+
+    def encode(clip: nn.Module, view: Sequence[torch.Tensor]) -> ImageTokens:
+        images = torch.stack([image.to(device, non_blocking=True) for image in view])
+        return image_tokens(clip, images, config.layers, bf16=config.precision == "bf16")
 
     with written_behind(artefact) as write:
         for batch in batches(read_ahead(items, read), at_once):
-            images = torch.stack([image.to(device, non_blocking=True) for _, image in batch])
-            tokens = image_tokens(clip, images, config.layers, bf16=config.precision == "bf16")
             text = torch.stack([texts[run.words(item.record)] for item, _ in batch])
+            views = zip(*(inputs for _, inputs in batch), strict=True)
             with torch.inference_mode():
-                logits = grid_logits(adapter, tokens.blocks, text).cpu().numpy()
-                scores = image_score(tokens.pooled, text).cpu().numpy()
+                tokens = [encode(clip, view) for clip, view in zip(clips, views, strict=True)]
+                logits = mean_logits([grid_logits(adapter, each.blocks, text) for each in tokens]).cpu().numpy()
+                scores = image_score(tokens[0].pooled, text).cpu().numpy()
             for (item, _), own, score in zip(batch, logits, scores, strict=True):
                 require_finite("localise", item.record, own)
                 require_finite("localise", item.record, score)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import nn
+from torch.compiler import config as compiler
 
 from cascade.clip.april_gan import LinearAdapter, build_adapter
 from cascade.clip.backbone import build_clip, compile_blocks, model_config, model_names
@@ -27,6 +28,9 @@ from tasks.devices import claim_device
 from tasks.stage import Run
 
 _ADAPTER_KEY = "trainable_linearlayer"
+_GRAPHS = 64
+"""Graphs of one function, after which torch goes on without compiling; 8 by default. A network, a precision, a size of
+the batch and each of the three passes has one of its own."""
 
 
 def device_of(run: Run) -> torch.device:
@@ -41,14 +45,19 @@ def device_of(run: Run) -> torch.device:
 
 
 def compiles(run: Run) -> bool:
-    """Whether networks are to be compiled. Raises ``ConfigError`` if that needs a compiler which is not there."""
-    if run.experiment.runtime.compile and device_of(run).type == "cpu":
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
-            raise ConfigError(
-                f"runtime.compile: no C++ compiler '{compiler}' on this machine; install one, or leave it off"
-            )
-    return run.experiment.runtime.compile
+    """Whether networks are to be compiled. Raises ``ConfigError`` if the compiler that this needs is not there."""
+    if not run.experiment.runtime.compile:
+        return False
+    on_gpu = device_of(run).type == "cuda"
+    chosen = os.environ.get("CC" if on_gpu else "CXX")
+    compilers = [chosen] if chosen else ["gcc", "clang"] if on_gpu else ["g++"]
+    if not any(shutil.which(name) for name in compilers):
+        raise ConfigError(
+            f"runtime.compile: no {'C' if on_gpu else 'C++'} compiler ({' or '.join(compilers)}) on this machine; "
+            "install one, or leave it off"
+        )
+    compiler.recompile_limit = _GRAPHS
+    return True
 
 
 def sam_of(run: Run) -> Sam:
@@ -65,12 +74,12 @@ def decoder_of(run: Run) -> Decoder:
     return _absorbed(sam_of(run), bf16, compiles(run) and device_of(run).type == "cuda")
 
 
-def clip_of(run: Run) -> nn.Module:
-    """The CLIP model of a run, on its device."""
+def clip_of(run: Run, side: int | None = None) -> nn.Module:
+    """The CLIP model of a run on its device, for inputs of ``side`` pixels or of ``localise.image_side``."""
     localise, located = run.experiment.localise, run.weights["clip"]
     quick = localise.activation == "quickgelu"
     pinned = located.source != "path" or localise.sha256 is not None
-    side, device = localise.image_side, device_of(run)
+    side, device = side or localise.image_side, device_of(run)
     return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, device, compiles(run))
 
 
@@ -108,12 +117,13 @@ def check_vision(localise: LocaliseConfig, config: dict[str, Any]) -> None:
     if any(layer < 1 or layer > depth for layer in localise.layers):
         raise ConfigError(f"localise.layers {list(localise.layers)}: {localise.backbone} has blocks 1 to {depth}")
     patch = config["vision_cfg"]["patch_size"]
-    if localise.image_side % patch:
-        below = localise.image_side // patch * patch
-        raise ConfigError(
-            f"localise.image_side {localise.image_side}: must be a multiple of the patch side of {localise.backbone}, "
-            f"{patch}; for example {max(below, patch)} or {below + patch}"
-        )
+    for number, side in enumerate(localise.sides):
+        if side < patch or side % patch:
+            below = side // patch * patch
+            raise ConfigError(
+                f"localise.{'more_sides' if number else 'image_side'} {side}: must be a multiple of the patch side of "
+                f"{localise.backbone}, {patch}; for example {max(below, patch)} or {below + patch}"
+            )
 
 
 def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, torch.Tensor]:
@@ -158,7 +168,7 @@ def _absorbed(sam: Sam, bf16: bool, compiled: bool) -> AbsorbedDecoder:
     return AbsorbedDecoder(sam, bf16=bf16, compiled=compiled)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # one for each side of the input
 def _clip(
     backbone: str,
     path: Path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,12 +11,21 @@ from tasks import overlap
 
 
 @pytest.fixture
-def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two threads for torch and for the pool of ``on_every_core``, whatever the number of cores."""
+def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Sets the threads of torch and of the pool of ``on_every_core``, whatever the number of cores."""
     before = torch.get_num_threads()
     monkeypatch.setattr(overlap, "_pool", [])
-    torch.set_num_threads(2)
-    yield
-    for pool, _ in overlap._pool:
-        pool.shutdown()
-    torch.set_num_threads(before)
+
+    def limit(count: int) -> None:
+        while overlap._pool:
+            overlap._pool.pop()[0].shutdown()
+        torch.set_num_threads(count)
+
+    yield limit
+    limit(before)
+
+
+@pytest.fixture
+def two_cores(cores: Callable[[int], None]) -> None:
+    """Two of them."""
+    cores(2)

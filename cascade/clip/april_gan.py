@@ -58,6 +58,26 @@ def grid_logits(adapter: LinearAdapter, blocks: Sequence[torch.Tensor], text: to
     return logits.transpose(2, 3).reshape(*logits.shape[:2], 2, grid, grid)
 
 
+def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of grid logits of the same images at several input sizes.
+
+    A patch of a larger input sees less of the object and more of its surface. Not part of APRIL-GAN, which looks once.
+
+    Args:
+        logits: [B, L, 2, g, g] each, with g of its own.
+
+    Returns:
+        [B, L, 2, G, G] on the finest grid, the others upsampled to it bilinearly with aligned corners.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    grid = max(each.shape[-1] for each in logits)
+    finest = [
+        functional.interpolate(each.flatten(0, 1), (grid, grid), mode="bilinear", align_corners=True) for each in logits
+    ]
+    return torch.stack(finest).mean(dim=0).reshape(*logits[0].shape[:2], 2, grid, grid)
+
+
 def layer_maps(logits: torch.Tensor, size: Size) -> torch.Tensor:
     """Probability of "abnormal" for each block: [B, L, height, width] in [0, 1] from [B, L, 2, grid, grid]."""
     return _upsample(logits, size).softmax(dim=2)[:, :, 1]

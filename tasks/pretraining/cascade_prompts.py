@@ -41,7 +41,7 @@ class DrawnMap:
 
 
 class MapDrawer:
-    """The mini CLIP of the package with its layers, as the ``mini`` preset sets them up.
+    """The mini CLIP of the package with its layers, as the ``mini`` preset sets them up, but at ``image_side`` only.
 
     Args:
         device: where it runs.

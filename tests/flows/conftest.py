@@ -36,6 +36,7 @@ from tasks.models import clip_config
 SIZE = 96
 # Random networks see defects nowhere; a quantile marks some pixels in every image all the same.
 OVERRIDES = (
+    "localise.more_sides=[]",
     "prompt.frame=96",
     "prompt.threshold.rule=quantile",
     "prompt.threshold.quantile=0.95",

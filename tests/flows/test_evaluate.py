@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
@@ -22,6 +25,7 @@ from flows.export import export_run
 from flows.outputs import write_run
 from flows.prepare import prepare
 from storage.errors import ConfigError, DataError, LeakError, StageError, StoreError
+from tasks import models
 from tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Outcome, files_of, flip_chunk, save_adapter, save_scene
 
@@ -53,17 +57,18 @@ def test_a_first_run_computes_every_item_of_every_stage(finished: tuple[Bench, O
     assert any(record["sets"] for record in outcome.artefact("prompt").done().values())
 
 
-@pytest.mark.usefixtures("two_cores")
-def test_two_cores_leave_the_bytes_of_one(bench: Bench) -> None:
+def test_two_cores_leave_the_bytes_of_one(bench: Bench, cores: Callable[[int], None]) -> None:
     """From the prompts on; the encoders share their products among cores, which may round differently."""
     stages = ("prompt", "refine", "score")
-    before = {name: data for name, data in files_of(bench.store).items() if str(name).startswith(stages)}
-    for stage in (*stages, "tally", "aggregate"):
-        shutil.rmtree(bench.store / stage)
-    assert bench.run().computed == FROM_PROMPT
-    after = files_of(bench.store)
-    assert {name for name in before if before[name] != after.get(name)} == set()
-    assert len(before) > 20
+    found = []
+    for count in (1, 2):
+        cores(count)
+        for stage in (*stages, "tally", "aggregate"):
+            shutil.rmtree(bench.store / stage)
+        assert bench.run().computed == FROM_PROMPT
+        found.append({name: data for name, data in files_of(bench.store).items() if str(name).startswith(stages)})
+    assert found[0] == found[1]
+    assert len(found[0]) > 20
 
 
 @pytest.mark.usefixtures("no_networks")
@@ -112,6 +117,27 @@ def test_a_second_run_imports_no_deep_learning_library(bench: Bench, tmp_path: P
 )
 def test_a_change_runs_only_what_depends_on_it(bench: Bench, change: str, computed: dict[str, int]) -> None:
     assert bench.run(change).computed == computed
+
+
+def test_clip_looks_at_more_sides_of_the_input(bench: Bench) -> None:
+    once, coarse, both = (
+        bench.run(f"localise.image_side={side}", f"localise.more_sides={more}").artefact("localise")
+        for side, more in ((96, []), (64, []), (96, [64]))
+    )
+    for item, record in both.done().items():
+        fine, rough = (each.read(item).arrays["logits"] for each in (once, coarse))
+        assert (fine.shape[-1], rough.shape[-1]) == (6, 4)
+        grown = [grown_to(plane, 6) for plane in rough.reshape(-1, 4, 4)]
+        expected = (fine + np.stack(grown).reshape(fine.shape)) / 2
+        np.testing.assert_allclose(both.read(item).arrays["logits"], expected, atol=1e-4)
+        assert record["image_score"] == pytest.approx(once.done()[item]["image_score"], abs=1e-6)
+
+
+def grown_to(plane: NDArray[Any], side: int) -> NDArray[Any]:
+    """Linear interpolation of a square whose corners stay where they are, one axis after the other."""
+    at = np.linspace(0, len(plane) - 1, side)
+    rows = np.stack([np.interp(at, np.arange(len(plane)), line) for line in plane])
+    return np.stack([np.interp(at, np.arange(len(plane)), line) for line in rows.T]).T
 
 
 def test_a_miss_says_what_changed(bench: Bench) -> None:
@@ -262,12 +288,21 @@ def test_a_ctrl_c_keeps_finished_items(empty: Bench) -> None:
     assert empty.run().computed == {"embed": 5, "localise": 8} | FROM_PROMPT
 
 
+@pytest.mark.parametrize(
+    ("device", "compilers"), [("cpu", r"C\+\+ compiler \(g\+\+\)"), ("cuda", r"C compiler \(gcc or clang\)")]
+)
 def test_compiling_without_a_compiler_fails_before_anything_is_written(
-    empty: Bench, monkeypatch: pytest.MonkeyPatch
+    empty: Bench, monkeypatch: pytest.MonkeyPatch, device: str, compilers: str
 ) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match=r"runtime.compile: no C\+\+ compiler 'no-such-compiler'"):
-        empty.run("runtime.compile=true", "runtime.device=cpu")
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("tasks.models.device_of", lambda run: torch.device(device))
+    with pytest.raises(ConfigError, match=f"runtime.compile: no {compilers}"):
+        models.compiles(empty.prepare("runtime.compile=true").run)
+    monkeypatch.setattr("tasks.models.device_of", lambda run: torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"runtime\.compile"):
+        empty.run("runtime.compile=true")
     assert Outcome(empty.prepare(), [], None).stored() == []  # type: ignore[arg-type]
 
 
