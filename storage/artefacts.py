@@ -140,6 +140,8 @@ class Artefact:
         for name in line.digests if only is None else [name for name in only if name in line.digests]:
             try:
                 arrays[name] = np.asarray(self._array(name)[line.row])
+            except ImportError:  # of zarr or a codec, which says nothing of the chunk
+                raise
             except Exception as error:  # zarr and its codecs raise many kinds; all mean that the chunk is unusable
                 raise self._corrupt(item, f"{name}: {error}") from error
             if _array_digest(item, name, arrays[name], len(line.digests[name])) != line.digests[name]:

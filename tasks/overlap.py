@@ -36,44 +36,66 @@ def read_ahead(entries: Iterable[Entry], read: Callable[[Entry], Result]) -> Ite
 def on_every_core(
     entries: Iterable[Entry], compute: Callable[[Entry], Result], device: torch.device | None = None
 ) -> Iterator[tuple[Entry, Result]]:
-    """Entries with their results in order, as many at a time as torch has threads, each computed on one thread.
+    """Entries with their results in order, as many at a time as torch had threads at first, each on one thread.
 
     Threads that share products as small as a decoder's wait for each other; with work of their own they do not, and
     what one computes does not depend on how many there are. On a GPU, ``device``, entries come one after another.
     """
-    pool, cores = _cores()
-    if cores == 1 or (device is not None and device.type != "cpu"):
-        yield from ((entry, compute(entry)) for entry in entries)
-    else:
-        yield from _ahead(pool, entries, compute, cores)
+    if device is None or device.type == "cpu":
+        pool, cores = _cores()
+        if cores > 1:
+            yield from _ahead(pool, entries, compute, cores)
+            return
+    yield from ((entry, compute(entry)) for entry in entries)
 
 
 @contextmanager
 def written_behind(artefact: Artefact) -> Iterator[Write]:
-    """``artefact.write`` in a thread of its own, a few items behind; on leaving, all is written.
+    """``artefact.write`` in a thread of its own, a few items behind; once left, nothing more is written.
 
-    After an error nothing more is written; one of the next calls raises it, or leaving does.
+    Leaving waits for what is to be written; a second Ctrl-C gives it up. After a failed write nothing more is written,
+    and one of the next calls raises its error, or leaving does, whatever else went wrong.
     """
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Future[None]] = deque()
-        failed = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    pending: deque[Future[None]] = deque()
+    failures: list[BaseException] = []
+    given_up = threading.Event()
 
-        def store(item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
-            if not failed.is_set():
-                try:
-                    artefact.write(item, arrays, record)
-                except BaseException:
-                    failed.set()
-                    raise
+    def store(item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
+        if failures or given_up.is_set():
+            return
+        try:
+            artefact.write(item, arrays, record)
+        except BaseException as error:
+            failures.append(error)
+            raise
 
-        def write(item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
-            while pending and (len(pending) >= _UNWRITTEN or pending[0].done()):
-                pending.popleft().result()
-            pending.append(pool.submit(store, item, arrays, record))
+    def write(item: str, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
+        while pending and (len(pending) >= _UNWRITTEN or pending[0].done()):
+            pending.popleft().result()
+        pending.append(pool.submit(store, item, arrays, record))
 
+    def finish() -> None:
+        try:
+            pool.shutdown()
+        except BaseException:
+            given_up.set()
+            pool.shutdown()
+            raise
+
+    try:
         yield write
-        for each in pending:
-            each.result()
+    except Exception as error:
+        finish()
+        if failures and failures[0] is not error:
+            raise failures[0] from error
+        raise
+    except BaseException:
+        finish()
+        raise
+    finish()
+    if failures:
+        raise failures[0]
 
 
 def batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
@@ -124,7 +146,7 @@ _pool: list[tuple[ThreadPoolExecutor, int]] = []
 
 
 def _cores() -> tuple[ThreadPoolExecutor, int]:
-    """The process's pool of threads that compute, and how many there are: as many as torch is allowed now.
+    """The process's pool of threads that compute, and how many there are: as many as torch is allowed at first.
 
     A thread takes over torch's limit when it first asks for it, and keeps it when the limit changes for others.
     """
@@ -138,6 +160,10 @@ def _cores() -> tuple[ThreadPoolExecutor, int]:
             torch.set_num_threads(1)
             try:
                 list(pool.map(lambda _: (torch.get_num_threads(), together.wait()), range(cores)))
+            except BaseException:
+                together.abort()  # else the threads that did start would wait for the others for ever
+                pool.shutdown(cancel_futures=True)
+                raise
             finally:
                 torch.set_num_threads(cores)
             _pool.append((pool, cores))

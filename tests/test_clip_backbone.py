@@ -41,6 +41,16 @@ def test_tokens_are_those_of_open_clip(theirs, ours, bf16, tolerance):
         torch.testing.assert_close(own, other, rtol=0, atol=tolerance)
 
 
+def test_a_tower_with_another_attention_stays_as_it_is(theirs):
+    config = theirs[1]
+    vision = config["vision_cfg"] | {"image_size": SIDE, "qk_norm": True}
+    torch.manual_seed(1)
+    plain = open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"]).eval()
+    own = build_clip(config | {"vision_cfg": vision}, plain.state_dict(), SIDE, quick_gelu=False)
+    images = torch.randn(IMAGES, 3, SIDE, SIDE)
+    torch.testing.assert_close(image_tokens(own, images, LAYERS).blocks, image_tokens(plain, images, LAYERS).blocks)
+
+
 def products_of_every_token(model, images):
     """Batched matrix products that have one product for each token of an image."""
     tokens = 1 + (SIDE // model.visual.patch_size[0]) ** 2

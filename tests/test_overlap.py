@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -105,6 +106,65 @@ def test_a_failed_write_is_raised_and_the_last(broken):
     with pytest.raises(OSError, match=f"no space for {broken}"):
         computed()
     assert artefact.written == [str(number) for number in range(broken)]
+
+
+def test_a_failed_write_is_not_hidden_by_what_follows_from_it():
+    artefact = _Slow("first")
+
+    def computed() -> None:
+        with written_behind(artefact) as write:
+            write("first", {}, {})
+            time.sleep(0.1)
+            raise ValueError("next image")
+
+    with pytest.raises(OSError, match="no space for first") as raised:
+        computed()
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_nothing_is_written_after_leaving(monkeypatch, interrupts):
+    artefact = _Slow()
+    names = [str(number) for number in range(6)]
+    left = interrupts - 1
+    plain = ThreadPoolExecutor.shutdown
+
+    def interrupted(self, *args, **kwargs):
+        nonlocal left
+        if left:
+            left -= 1
+            raise KeyboardInterrupt
+        plain(self, *args, **kwargs)
+
+    def computed() -> None:
+        with written_behind(artefact) as write:
+            for name in names:
+                write(name, {}, {})
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        computed()
+    after = list(artefact.written)
+    time.sleep(0.1)
+    assert artefact.written == after
+    assert after == names if interrupts == 1 else len(after) < len(names)
+
+
+def test_a_pool_that_cannot_start_fails_and_ends(monkeypatch, two_cores):
+    plain, started = ThreadPoolExecutor.submit, []
+
+    def second_fails(self, *args, **kwargs):
+        started.append(self)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", second_fails)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        list(on_every_core(range(3), lambda number: number))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("core")]
+    assert torch.get_num_threads() == 2
 
 
 def test_batches_are_consecutive():

@@ -80,15 +80,18 @@ def _sequence_first(transformer: Any) -> None:
     """Let a tower of open_clip keep its tokens as [P, B, width], as its published weights were trained.
 
     Batch first, ``nn.MultiheadAttention`` works on a transposed view, which a linear layer under autocast folds into
-    no matrix product: it copies its weight for every token (1,370 times 6 MB in ViT-L at 518 px).
+    no matrix product: it copies its weight for every token (1,370 times 6 MB in ViT-L at 518 px). Towers with another
+    attention stay as they are.
     """
+    if not all(isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in transformer.resblocks):
+        return
     transformer.batch_first = False
     for block in transformer.resblocks:
         block.attn.batch_first = False
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Let the blocks of the vision tower run as ``torch.compile`` makes them; they are alike, so one is compiled."""
+    """Let the blocks of the vision tower run as ``torch.compile`` makes them: one for all, for each size of a batch."""
     for block in model.visual.transformer.resblocks:  # type: ignore[union-attr]
         block.compile()
 

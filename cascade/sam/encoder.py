@@ -64,14 +64,19 @@ def _attend(attention: Any, tokens: Tensor) -> Tensor:
         by_row, by_column = _relative_positions(attention, query, (height, width))
         if _without_bias(tokens):
             codes = _position_codes((height, width), key).expand(*key.shape[:2], -1, -1)
-            query = torch.cat([query * query.shape[-1] ** -0.5, by_row, by_column], dim=-1)
-            key = torch.cat([key, codes], dim=-1)
+            query = _aligned(torch.cat([query * query.shape[-1] ** -0.5, by_row, by_column], dim=-1))
+            key = _aligned(torch.cat([key, codes], dim=-1))
             heads = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
         else:
             bias = by_row[..., :, None] + by_column[..., None, :]  # [B, heads, H·W, H, W]
             heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.flatten(3))
     projected: Tensor = attention.proj(heads.transpose(1, 2).reshape(batch, height, width, channels))
     return projected
+
+
+def _aligned(channels: Tensor) -> Tensor:
+    """With zeros up to a multiple of eight channels, without which no fused kernel for bfloat16 takes them."""
+    return functional.pad(channels, (0, -channels.shape[-1] % 8))
 
 
 def _without_bias(tokens: Tensor) -> bool:

@@ -25,7 +25,7 @@ def test_the_encoder(bf16):
     inputs = torch.randn(2, 3, 64, 64)
     plain, compiled = (embed(sam, inputs, bf16=bf16, compiled=each) for each in (False, True))
     torch.testing.assert_close(compiled, plain, rtol=0, atol=0.05 if bf16 else 1e-5)
-    assert not torch.equal(embed(sam, inputs + 1, compiled=True), compiled)
+    assert not torch.equal(embed(sam, inputs + 1, bf16=bf16, compiled=True), compiled)
 
 
 def test_the_decoder():

@@ -1,6 +1,7 @@
 """Our encoder path and our batched cascade against the official predictor, with the same random weights."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,28 @@ def test_fused_attention_has_relative_positions_windows_and_padding(monkeypatch,
         for block in encoder.blocks:
             block.attn.rel_pos_w.zero_()
         assert (encode(encoder, inputs) - expected).abs().max() > 1e-2
+
+
+def test_no_fused_kernel_refuses_the_channels_of_positions(monkeypatch):
+    """On a GPU bfloat16 needs a multiple of eight; a window of 14 adds 28 to the 64 of a head."""
+    monkeypatch.setattr("cascade.sam.encoder._without_bias", lambda tokens: True)
+    channels = []
+
+    def attend(query, key, value, **options):
+        channels.append((query.shape[-1], key.shape[-1]))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
+    monkeypatch.setattr(
+        "cascade.sam.encoder.functional",
+        SimpleNamespace(**vars(torch.nn.functional) | {"scaled_dot_product_attention": attend}),
+    )
+    encoder = ImageEncoderViT(
+        img_size=320, embed_dim=64, depth=2, num_heads=1, out_chans=16, use_rel_pos=True, window_size=14,
+        global_attn_indexes=(1,),
+    ).eval()  # fmt: skip
+    with torch.inference_mode():
+        encode(encoder, torch.randn(1, 3, 320, 320))
+    assert channels == [(96, 96), (104, 104)]
 
 
 @pytest.mark.parametrize("multimask", [(True, True, True), (False, True, True)], ids=["paper", "persam"])
