@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from storage.datasets.images import ImageError, image_size, read_image, read_mask_codes
-from storage.datasets.listing import Entry, Listing, Problem, leaves
+from storage.datasets.listing import Entry, Listing, Problem
 from storage.datasets.manifest import ImageRecord
 
 _T = TypeVar("_T")
@@ -30,10 +30,10 @@ def check_entry(
         The record, or None when there is an error, and the problems found.
     """
     try:
-        image = _check_file(listing.root, entry.path, "image")
+        image = _check_file(listing, entry.path, "image")
         mask = None
         if entry.mask_path is not None:
-            mask = _check_file(listing.root, entry.mask_path, "mask")
+            mask = _check_file(listing, entry.mask_path, "mask")
             _check_mask_size(entry, image, mask)
         elif entry.label == 1 and entry.mask_required:
             raise _Found("missing-mask", entry.path, "defective, but no mask was found; add it or the label is wrong")
@@ -98,8 +98,9 @@ class _Found(Exception):
         self.problem = Problem("error", kind, path, message)
 
 
-def _check_file(root: Path, path: str, role: str) -> _File:
-    if leaves(root, path):
+def _check_file(listing: Listing, path: str, role: str) -> _File:
+    root = listing.root
+    if listing.leaves(path):
         raise _Found("escape", path, f"this {role} is outside the dataset; use a relative path to a file inside")
     size = _read(image_size, root, path, role)
     with (root / path).open("rb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
@@ -66,6 +66,16 @@ class Listing:
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...] = ()
     masks_hold_ids: bool = False
+    _inside: dict[str, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def leaves(self, path: str) -> bool:
+        """Whether ``path`` is not something below ``root``; a file that is no link is where its folder is."""
+        folder, _, name = path.rpartition("/")
+        if not folder or name in ("", "..") or "\0" in name or (self.root / path).is_symlink():
+            return leaves(self.root, path)
+        if folder not in self._inside:
+            self._inside[folder] = not leaves(self.root, folder)
+        return not self._inside[folder]
 
 
 def names_normal(folder: str) -> bool:
