@@ -170,19 +170,20 @@ def total_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> tuple[Tenso
     """Loss of one decoder pass and the true IoU ``[N]`` of the mask that predicted IoU selects.
 
     Of the three ambiguity masks the best one learns, the others a little so that none dies; the single-mask
-    token always learns; predicted IoU is regressed for all, and has to put the best of the three first. Where there
-    is nothing to segment only predicted IoU learns: that it is nought.
+    token always learns; predicted IoU is regressed for all, and has to rank the three as their true IoU does. Where
+    there is nothing to segment only predicted IoU learns: that it is nought.
     """
     losses, iou = mask_losses(logits, target)
     loss = losses[:, 1:].amin(dim=1) + 0.1 * losses[:, 1:].mean(dim=1) + 0.4 * losses[:, 0]
     loss = loss * target.flatten(1).any(dim=1)
     loss = loss + F.mse_loss(predicted, iou, reduction="none").mean(dim=1) * 5
-    loss = loss + 0.2 * F.cross_entropy(10 * predicted[:, 1:], iou[:, 1:].argmax(dim=1), reduction="none")
+    order = F.softmax(20 * iou[:, 1:], dim=1)
+    loss = loss + 0.4 * F.cross_entropy(10 * predicted[:, 1:], order, reduction="none")
     chosen = predicted[:, 1:].argmax(dim=1, keepdim=True)
     return loss.mean(), iou[:, 1:].gather(1, chosen)[:, 0]
 
 
 def best_mask(logits: Tensor, predicted: Tensor) -> Tensor:
-    """Detached logits ``[N, 1, h, h]`` of the ambiguity mask with the highest predicted IoU."""
+    """Logits ``[N, 1, h, h]`` of the ambiguity mask with the highest predicted IoU."""
     chosen = predicted[:, 1:].argmax(dim=1)
-    return logits[torch.arange(len(logits), device=logits.device), 1 + chosen].detach()[:, None]
+    return logits[torch.arange(len(logits), device=logits.device), 1 + chosen][:, None]
