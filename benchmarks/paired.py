@@ -53,22 +53,18 @@ def of_pairs(name: str, peer_name: str, unit: str, pairs: Sequence[tuple[float, 
     return Comparison(name, peer_name, unit, own_ms, peer_ms, statistics.median(ratios), min(ratios), max(ratios))
 
 
-def report(comparisons: Sequence[Comparison], facts: Mapping[str, object]) -> dict[str, object]:
-    """Everything a reader of the numbers has to know."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "segment-anything", "numpy", "scikit-learn")},
-        "results": [asdict(each) for each in comparisons],
-        **facts,
-    }
-
-
 def publish(comparisons: Sequence[Comparison], facts: Mapping[str, object], *, as_json: bool) -> None:
     """Print the comparisons and what else was found: a line each, or one document with device, versions and date."""
     if as_json:
-        print(json.dumps(report(comparisons, facts), indent=2))
+        document = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "segment-anything", "numpy", "scikit-learn")},
+            "results": [asdict(each) for each in comparisons],
+            **facts,
+        }
+        print(json.dumps(document, indent=2))
         return
     for each in comparisons:
         print(

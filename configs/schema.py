@@ -67,7 +67,9 @@ class LocaliseConfig(Section):
     activation: Literal["gelu", "quickgelu"] = Field("gelu", description="A18: 'gelu' matches APRIL-GAN's checkpoints")
     image_side: int = Field(518, ge=16, description="side of the square input in pixels")
     more_sides: tuple[int, ...] = Field(
-        (), description="further sides at which CLIP looks at the same image; the logits of all are averaged"
+        (),
+        description="further sides at which CLIP looks at the same image; the logits of all are averaged. "
+        "Adapters are trained at image_side alone",
     )
     layers: tuple[int, ...] = Field((6, 12, 18, 24), min_length=1, description="blocks, counted from 1")
     adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")

@@ -45,7 +45,10 @@ def device_of(run: Run) -> torch.device:
 
 
 def compiles(run: Run) -> bool:
-    """Whether networks are to be compiled. Raises ``ConfigError`` if the compiler that this needs is not there."""
+    """Whether networks are to be compiled; if so, torch is told to make as many graphs as that takes.
+
+    Raises ``ConfigError`` if the compiler that this needs is not there.
+    """
     if not run.experiment.runtime.compile:
         return False
     on_gpu = device_of(run).type == "cuda"
