@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from storage.artefacts import ArraySpec, Artefact
 from storage.datasets import read_image
 from storage.keys import StageKey
+from tasks import localise
+from tasks.decoded import keep_for_clip
 from tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
-from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
+from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite, worded_id
 
 VERSION = 1
 
@@ -43,8 +45,15 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     bf16, fused, compiled = config.precision == "bf16", config.attention == "fused", compiles(run)
     at_once = encoded_at_once(config.batch_size, sam.device)
 
+    for_clip = _lacking_in_localise(run, items)
+
     def read(item: StageItem) -> torch.Tensor:
-        image = to_input(read_image(run.image_path(item.record)), config.image, side, config.square_side)
+        photograph = read_image(run.image_path(item.record))
+        if item.record.image_id in for_clip:
+            squares = keep_for_clip(run, item.record, photograph)
+            if config.image == "square":
+                photograph = squares.get(config.square_side, photograph)  # scaling it to its own size changes nothing
+        image = to_input(photograph, config.image, side, config.square_side)
         return pinned(torch.from_numpy(image), sam.device)
 
     with written_behind(artefact) as write:
@@ -54,6 +63,15 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
             for (item, _), embedding in zip(batch, embeddings, strict=True):
                 require_finite("embed", item.record, embedding)
                 write(item.id, {"embedding": embedding}, {})
+
+
+def _lacking_in_localise(run: Run, items: Sequence[StageItem]) -> set[str]:
+    """Images that ``localise`` will look at in this process; the workers of other runners share no memory."""
+    if run.experiment.runtime.runner != "threads":
+        return set()
+    maps = run.artefact(localise.key(run))
+    worded = {worded_id(run, item.record): item.record.image_id for item in items}
+    return {worded[name] for name in maps.missing(worded)}
 
 
 EMBED = Stage("embed", key, image_items, arrays, compute)

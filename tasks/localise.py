@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from storage.artefacts import ArraySpec, Artefact
-from storage.datasets import read_image
 from storage.keys import StageKey
+from tasks.decoded import squares_for_clip
 from tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
 from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 from tasks.words import text_features
@@ -46,9 +46,8 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
-    """Decode images, compare their tokens with the text features of their class, and store the logits."""
+    """Compare the tokens of images with the text features of their class, and store the logits."""
     import torch
-    from PIL import Image
     from torch import nn
 
     from cascade.clip.april_gan import grid_logits, image_score, mean_logits
@@ -61,8 +60,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     texts = text_features(run, {run.words(item.record) for item in items})
 
     def read(item: StageItem) -> list[torch.Tensor]:
-        photograph = Image.fromarray(read_image(run.image_path(item.record)))
-        return [pinned(image_tensor(photograph, side), device) for side in config.sides]
+        return [pinned(image_tensor(square), device) for square in squares_for_clip(run, item.record)]
 
     def encode(clip: nn.Module, view: Sequence[torch.Tensor]) -> ImageTokens:
         images = torch.stack([image.to(device, non_blocking=True) for image in view])

@@ -188,11 +188,11 @@ def _encode(run: Run, clip: nn.Module, images: Sequence[NDArray[np.uint8]]) -> t
     """Tokens [B, L, 1 + P, width] float32 of images [H, W, 3]."""
     import torch
 
-    from cascade.clip.backbone import image_tensor, image_tokens
+    from cascade.clip.backbone import image_tensor, image_tokens, squared
     from tasks.models import device_of
 
     config = run.experiment.localise
-    inputs = torch.stack([image_tensor(Image.fromarray(image), config.image_side) for image in images])
+    inputs = torch.stack([image_tensor(squared(image, config.image_side)) for image in images])
     tokens = image_tokens(clip, inputs.to(device_of(run)), config.layers, bf16=config.precision == "bf16")
     return torch.stack(tokens.blocks, dim=1)
 

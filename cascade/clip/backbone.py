@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from open_clip.model import resize_pos_embed
+from PIL import Image
 from torch import nn
 from torchvision.transforms import functional as vision
-from torchvision.transforms.functional import InterpolationMode
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -96,13 +98,17 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile()
 
 
-def image_tensor(image: Any, side: int) -> torch.Tensor:
-    """A PIL image in RGB as CLIP's input [3, side, side] float32: bicubic, aspect not kept, CLIP's normalisation.
+def squared(photograph: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A photograph [H, W, 3] in RGB at CLIP's size [side, side, 3]: bicubic, aspect not kept.
 
-    The same as APRIL-GAN's transform, whose ``Resize`` takes the square size.
+    With :func:`image_tensor` the same as APRIL-GAN's transform, whose ``Resize`` takes the square size.
     """
-    resized = vision.resize(image, [side, side], InterpolationMode.BICUBIC)
-    normalised: torch.Tensor = vision.normalize(vision.to_tensor(resized), list(MEAN), list(STD))
+    return np.array(Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def image_tensor(square: NDArray[np.uint8]) -> torch.Tensor:
+    """What :func:`squared` made as CLIP's input [3, side, side] float32, with CLIP's normalisation."""
+    normalised: torch.Tensor = vision.normalize(vision.to_tensor(square), list(MEAN), list(STD))
     return normalised
 
 

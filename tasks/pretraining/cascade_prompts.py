@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from cascade.clip.april_gan import anomaly_map, build_adapter, grid_logits, logit_margin
-from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
+from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
 from cascade.frames import InputFrame
 from cascade.ppg import PromptOptions, generate_prompts
 from configs.loader import load_experiment
@@ -63,7 +62,7 @@ class MapDrawer:
         self, rng: np.random.Generator, images: NDArray[np.uint8], words: Sequence[str], repeats: int
     ) -> list[DrawnMap]:
         """``repeats`` maps of each RGB image ``[B, S, S, 3]``, which show ``words``, each with a noise of its own."""
-        pixels = torch.stack([image_tensor(Image.fromarray(image), self._config.image_side) for image in images])
+        pixels = torch.stack([image_tensor(squared(image, self._config.image_side)) for image in images])
         with torch.inference_mode(), torch.autocast(self._device, enabled=False):
             tokens = image_tokens(self._clip, pixels.to(self._device), self._config.layers)
             text = torch.stack([self._text_of(word) for word in words])

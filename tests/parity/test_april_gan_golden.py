@@ -7,7 +7,6 @@ import open_clip
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from cascade.clip.april_gan import (
     anomaly_map,
@@ -17,7 +16,7 @@ from cascade.clip.april_gan import (
     layer_maps,
     logit_margin,
 )
-from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
+from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
 from cascade.clip.ensemble import PromptEnsemble
 from cascade.losses import dice_loss, focal_loss, segmentation_loss
 from configs.loader import PROMPTS
@@ -89,7 +88,7 @@ def test_sentences(case, ensemble):
 def test_preprocessing(case, config):
     side = int(config["image_size_run"])
     for index in range(2):
-        tensor = image_tensor(Image.fromarray(case[f"image_{index}_uint8"]), side)
+        tensor = image_tensor(squared(case[f"image_{index}_uint8"], side))
         np.testing.assert_allclose(tensor, case["image_tensor"][index], atol=1e-6)
 
 
