@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-# Read by Prefect when it is imported. A user's own setting wins.
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "CRITICAL")
+from flows.prefect_server import prefect_server, server_is_ours  # first: it sets Prefect's defaults
+
+# isort: split
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from configs.schema import RuntimeConfig
 from flows.evaluate import Reporter, StageResult, evaluate
@@ -35,7 +30,7 @@ Result = TypeVar("Result")
 
 
 def evaluate_on_prefect(run: Run, reporter: Reporter) -> list[StageResult]:
-    """Run every stage inside a Prefect flow run; starts Prefect's own server if none is configured."""
+    """Run every stage inside a Prefect flow run; a server of Prefect's is started if none is configured."""
     experiment, manifest = run.experiment, run.manifest
 
     def work() -> list[StageResult]:
@@ -73,7 +68,7 @@ def run_as_flow(
     returned: list[Result] = []
     interrupted: list[bool] = []
     try:
-        with _heartbeats():
+        with _heartbeats(), prefect_server():
             as_flow(dict(parameters))
     except Exception as error:
         # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash
@@ -83,14 +78,9 @@ def run_as_flow(
     return returned[0]
 
 
-def _server_is_ours() -> bool:
-    """Whether Prefect starts a server for this run, which ends with it."""
-    return PREFECT_API_URL.value() is None
-
-
 def _heartbeats() -> AbstractContextManager[object]:
     """None to a server of our own: it would miss nobody, and a run waits up to a second for their thread to end."""
-    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}) if _server_is_ours() else nullcontext()
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}) if server_is_ours() else nullcontext()
 
 
 def execute_on_prefect(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:

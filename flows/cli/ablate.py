@@ -63,6 +63,7 @@ def ablate(
     from flows.ablate import prepare_variants
     from flows.ablation import new_ablation, read_ablation, require_unused
     from flows.outputs import default_folder
+    from flows.prefect_server import start_ahead
     from storage.errors import ConfigError
 
     machine, console = Settings(), make_console()
@@ -83,6 +84,8 @@ def ablate(
         require_unused(folder)
     for variant in ablation.variants:
         require_engine(variant.experiment, engine)
+    if engine == "prefect" and not dry_run:
+        start_ahead()
     candidates = prepare_variants(ablation, machine)
     if dry_run:
         show_plan(ablation, candidates, machine.runs, console)

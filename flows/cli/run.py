@@ -76,11 +76,14 @@ def run_and_show(
     from flows.evaluate import plan
     from flows.history import remember_run
     from flows.outputs import default_folder, write_run
+    from flows.prefect_server import start_ahead
     from flows.prepare import prepare, remember_checked
     from flows.progress import RichReporter
     from storage.errors import PipelineError
 
     machine, console = Settings(), make_console()
+    if engine == "prefect":
+        start_ahead()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
     plan(prepared.run)  # refuses what could not run before anything is written
     remember_checked(prepared.run.manifest, prepared.run.store)

@@ -232,6 +232,14 @@ def own_data(tmp_path: Path, bench: Bench) -> Bench:
     return replace(bench, dataset=folder)
 
 
+@pytest.fixture(autouse=True)
+def started_ahead(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Each time a server was to be started before it is needed; none is."""
+    asked: list[bool] = []
+    monkeypatch.setattr("flows.prefect_server.start_ahead", lambda: asked.append(True))
+    return asked
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server for all tests, with its database and results in a folder of their own."""

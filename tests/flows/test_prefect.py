@@ -148,7 +148,7 @@ def test_heartbeats_go_to_a_server_that_outlives_the_run(
     from flows import prefect_engine
 
     if ours:
-        monkeypatch.setattr(prefect_engine, "_server_is_ours", lambda: True)
+        monkeypatch.setattr(prefect_engine, "server_is_ours", lambda: True)
     seconds = prefect_engine.run_as_flow("beats", "beats", {}, RuntimeConfig(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value)
     assert seconds == (None if ours else PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
     assert PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() is not None

@@ -1,0 +1,85 @@
+"""Runs without a configured server get one of their own, which comes up early and goes with them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.flows.conftest import Cli
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+ASK = """
+import sys
+from flows.prefect_server import prefect_server, start_ahead
+start_ahead()
+with prefect_server():
+    from prefect.client.orchestration import get_client
+    with get_client(sync_client=True) as client:
+        client.hello().raise_for_status()
+        print(str(client.api_url))
+assert "prefect.server.api.server" not in sys.modules
+"""
+
+LEAVE = """
+from flows.prefect_server import _start, prefect_server, start_ahead
+start_ahead()
+print(_start()[0].wait(timeout=60))
+with prefect_server():
+    from prefect.settings import PREFECT_API_URL
+    print(PREFECT_API_URL.value())
+"""
+
+
+def python(code: str, home: Path, **more: str) -> list[str]:
+    """The lines that a new process prints, which has no server unless ``more`` names one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"PREFECT_HOME": str(home)} | more,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    return ended.stdout.splitlines()
+
+
+def test_the_server_is_not_loaded_here_and_ends_with_the_process(tmp_path: Path) -> None:
+    (address,) = python(ASK, tmp_path)
+    assert address.startswith("http://127.0.0.1:")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}health")
+
+
+def test_a_configured_server_is_left_alone(tmp_path: Path) -> None:
+    configured = "http://127.0.0.1:9/api"
+    assert python(LEAVE, tmp_path, PREFECT_API_URL=configured) == ["0", configured]
+    assert not (tmp_path / "prefect.db").exists()
+
+
+def test_a_server_that_does_not_come_up_is_left_to_prefect(server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    from flows import prefect_server
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    monkeypatch.setattr(prefect_server, "server_is_ours", lambda: True)
+    monkeypatch.setattr(prefect_server, "_start", lambda: (gone, "http://127.0.0.1:9/api"))
+    before = PREFECT_API_URL.value()
+    with prefect_server.prefect_server():
+        assert PREFECT_API_URL.value() == before
+
+
+@pytest.mark.parametrize("command", [("run", "mini"), ("ablate", "table2")])
+def test_it_starts_while_images_are_checked(cli: Cli, started_ahead: list[bool], command: tuple[str, str]) -> None:
+    assert cli(*command, "--dataset", "nowhere", "--engine", "local").code
+    assert not started_ahead
+    assert cli(*command, "--dataset", "nowhere").code
+    assert started_ahead == [True]
