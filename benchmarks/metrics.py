@@ -14,7 +14,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from benchmarks.paired import compare, publish
 from cascade.metrics import PixelMetrics, ScoreHistogram, region_weights, score_histogram, summary
+from cascade.metrics.tensors import tensor_histogram
 
 SIDE = 500
 
@@ -74,6 +76,24 @@ def peers(scores: np.ndarray, masks: np.ndarray) -> Iterator[tuple[str, bool, Ca
             return metric.compute()
 
         yield f"anomalib {version('anomalib')}: AUPRO", True, aupro
+
+
+def on_gpu(scores: np.ndarray, masks: np.ndarray, weights: Sequence[np.ndarray], rounds: int) -> dict[str, object]:
+    """Counting scores that are on the GPU: there, against copying them and counting on the CPU."""
+    own = [torch.from_numpy(each).cuda() for each in scores]
+    truth = [torch.from_numpy(each).cuda() for each in masks]
+    shares = [torch.from_numpy(each).cuda() for each in weights]
+
+    def there() -> None:
+        for score, mask, share in zip(own, truth, shares, strict=True):
+            tensor_histogram(score, mask, share)
+
+    def copied() -> None:
+        for score, mask, share in zip(own, masks, weights, strict=True):
+            score_histogram(score.cpu().numpy(), mask, share)
+
+    found = compare("histograms", "copied to the CPU", "megapixel", there, copied, scores.size / 1e6, rounds)
+    return asdict(found)
 
 
 def memory() -> dict[str, float]:
@@ -139,7 +159,8 @@ def main() -> int:
         [sys.executable, "-m", "benchmarks.metrics", "--gigapixel"], check=True, capture_output=True, text=True
     )
     streamed = json.loads(apart.stdout)
-    facts = {"megapixels": scores.size / 1e6, "rounds": arguments.rounds, "largest_difference": max(errors)}
+    gpu = on_gpu(scores, masks, weights, arguments.rounds) if torch.cuda.is_available() else "not measured"
+    facts = {"megapixels": scores.size / 1e6, "rounds": arguments.rounds, "largest_difference": max(errors), "gpu": gpu}
     publish(comparisons, facts | {"streamed": streamed}, as_json=arguments.json)
     return 0
 

@@ -105,16 +105,26 @@ def score_histogram(
     patterns = np.ascontiguousarray(scores).view(np.uint16)
     anomalous = patterns[mask]
     weight = _weights_inside(region_weight, mask)
-    positives = _ordered(np.bincount(anomalous, minlength=N_BINS).astype(np.int64, copy=False))
-    everything = _ordered(np.bincount(patterns.ravel(), minlength=N_BINS).astype(np.int64, copy=False))
+    return histogram_of_counts(
+        everything=np.bincount(patterns.ravel(), minlength=N_BINS).astype(np.int64, copy=False),
+        positives=np.bincount(anomalous, minlength=N_BINS).astype(np.int64, copy=False),
+        regions=np.bincount(anomalous, weights=weight, minlength=N_BINS).astype(np.float64, copy=False),
+        weight=float(weight.sum()),
+    )
+
+
+def histogram_of_counts(
+    everything: NDArray[np.int64], positives: NDArray[np.int64], regions: NDArray[np.float64], weight: float
+) -> ScoreHistogram:
+    """A histogram from counts [65536] by bit pattern, of all pixels, of the anomalous ones, and of these by ``weight``.
+
+    Raises:
+        ValueError: a score is NaN or infinite, or ``weight``, the sum of all weights, is no integer.
+    """
+    everything, positives = _ordered(everything), _ordered(positives)
     if everything[_NOT_FINITE].any():
         raise ValueError(f"{int(everything[_NOT_FINITE].sum())} scores are NaN or infinite; they have no rank")
-    return ScoreHistogram(
-        negatives=everything - positives,
-        positives=positives,
-        regions=_ordered(np.bincount(anomalous, weights=weight, minlength=N_BINS).astype(np.float64, copy=False)),
-        n_regions=_whole(weight),
-    )
+    return ScoreHistogram(everything - positives, positives, _ordered(regions), _whole(weight))
 
 
 def distinct_histogram(
@@ -148,7 +158,7 @@ def distinct_histogram(
         negatives=np.bincount(bins[~labels], minlength=values.size).astype(np.int64),
         positives=np.bincount(anomalous, minlength=values.size).astype(np.int64),
         regions=np.bincount(anomalous, weights=weight, minlength=values.size).astype(np.float64),
-        n_regions=_whole(weight),
+        n_regions=_whole(float(weight.sum())),
     )
 
 
@@ -172,9 +182,8 @@ def _weights_inside(region_weight: NDArray[np.float64], mask: NDArray[np.bool_])
     return region_weight[mask]
 
 
-def _whole(weight: NDArray[np.float64]) -> int:
+def _whole(total: float) -> int:
     """The number of regions that the weights of all their pixels sum to."""
-    total = float(weight.sum())
     if abs(total - round(total)) > 1e-6:
         raise ValueError(f"region weights sum to {total}, not to a number of regions; take them from region_weights")
     return round(total)
