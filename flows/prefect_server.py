@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -52,7 +53,7 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows.prefect_server", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())]
     process = subprocess.Popen(command, env=os.environ | _FOR_ONE_RUN)
     atexit.register(_stop, process)
     return process, f"http://127.0.0.1:{port}/api"
@@ -94,8 +95,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _serve(port: int) -> None:
+def _serve(port: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before it serves ends it without a traceback
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import uvicorn
 
     if server_is_ours():
@@ -109,5 +111,12 @@ def _serve(port: int) -> None:
         )
 
 
+def _end_with(parent: int) -> None:
+    """A process that was killed could not stop its server."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -36,16 +38,24 @@ with prefect_server():
 """
 
 
+KILLED = """
+import os, signal
+from flows.prefect_server import _start
+print(_start()[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def without_server(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return kept | {"PREFECT_HOME": str(home)}
+
+
 def python(code: str, home: Path, **more: str) -> list[str]:
     """The lines that a new process prints, which has no server unless ``more`` names one."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env=kept | {"PREFECT_HOME": str(home)} | more,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    command = [sys.executable, "-c", code]
+    environment = without_server(home) | more
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     return ended.stdout.splitlines()
@@ -56,6 +66,20 @@ def test_the_server_is_not_loaded_here_and_ends_with_the_process(tmp_path: Path)
     assert address.startswith("http://127.0.0.1:")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}health")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes as Linux shows them")
+def test_the_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], env=without_server(tmp_path), capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    shown = Path(f"/proc/{int(killed.stdout)}/cmdline")
+    for _ in range(300):
+        if not shown.exists() or not shown.read_bytes():  # gone, or waiting for someone to notice
+            return
+        time.sleep(0.1)
+    pytest.fail("the server goes on")
 
 
 def test_a_configured_server_is_left_alone(tmp_path: Path) -> None:
