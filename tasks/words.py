@@ -41,15 +41,17 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
 
     artefact = run.artefact(key(run))
     artefact.done()
+    found = {}
     for each in sorted(words - artefact.missing(words)):
         try:
-            artefact.read(each)
+            found[each] = artefact.read(each)
         except CorruptItem:
             artefact.forget(each)
     if artefact.missing(words):
         _compute(run, words, artefact)
+        found |= {each: artefact.read(each) for each in words - found.keys()}
     device = device_of(run)
-    return {each: torch.from_numpy(artefact.read(each).arrays["features"]).to(device) for each in sorted(words)}
+    return {each: torch.from_numpy(found[each].arrays["features"]).to(device) for each in sorted(words)}
 
 
 def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
