@@ -64,14 +64,22 @@ def train_mini_sam(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
     minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.")] = 0,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Weights to start from: a file, or mini_sam for the shipped ones; random ones without."),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
     ] = "auto",
 ) -> None:
     """Train the small SAM on generated photographs; the same command resumes after a stop."""
+    from configs.settings import Settings
+    from storage.weights import locate
     from tasks.pretraining.mini_sam import pretrain_sam
 
-    _print_facts(pretrain_sam(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
+    found = None if start is None else locate(start, folder=Settings().weights)
+    facts = pretrain_sam(out, minutes=minutes, seed=seed, device=device, start=found, progress=_print_facts)
+    _print_facts(facts)
 
 
 def _print_facts(facts: Mapping[str, object]) -> None:

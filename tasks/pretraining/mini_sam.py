@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from cascade.sam.build import PATCH, build_sam
+from storage.weights import LocatedWeights
+from tasks.models import read_state
 from tasks.pretraining.cascade_prompts import MapDrawer, draw_options, ppg_points
-from tasks.pretraining.sam_examples import View, augment, make_example
+from tasks.pretraining.sam_examples import Example, View, augment, make_example, make_mixed
 from tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss
 from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
 from tasks.pretraining.session import (
@@ -34,25 +36,30 @@ from tasks.pretraining.session import (
 )
 from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points, jittered
 
-PEAK_RATE = 8e-4
+PEAK_RATE = 6e-4
 TARGETS = 4
 """Masks asked for per image."""
 
 WINDOWED = 0.6
 """Share of the time spent on windows of half the side, of which four cost as much as one whole input."""
 
-PASS_WEIGHTS = (0.2, 0.5, 2.3)
-"""Weights of the three passes' losses: the last mask is the one that counts, and its gradient goes back through all."""
+SINGLE = 0.85
+"""Share of the steps with clicks that stop after the first pass. Three passes with their gradient cost five times as
+much as one, and what the encoder learns comes from the number of images."""
 
-CASCADED = 0.4
+PASS_WEIGHTS = (0.4, 0.4, 1.6)
+"""Weights of the losses when there are three passes: the last mask is the one that counts, and its gradient goes back
+through all."""
+
+CASCADED = 0.25
 """Share of the steps on whole inputs whose points come from PPG, with all damage as the target."""
 
 CLICKS = 0.2
-"""Share of the steps in which a pass after the first gets a click on an error; the cascade gives none."""
+"""Share of the steps with three passes in which a later one gets a click on an error; the cascade gives none."""
 
 BOXES = 0.75
-"""Share of the steps with clicks in which the last pass gets a box. It is drawn around the pass before, as the cascade
-draws it: a box around the target, here, teaches a trust that the cascade's box does not deserve."""
+"""Share of the steps with clicks and three passes in which the last one gets a box. It is drawn around the pass before,
+as the cascade draws it: a box around the target, here, teaches a trust that the cascade's box does not deserve."""
 
 COLUMNS = ("step", "minutes", "images", "loss", "iou_1", "iou_2", "iou_3", "val_iou_1", "val_iou_2", "val_iou_3")
 
@@ -64,7 +71,7 @@ def to_input(sam: Sam, images: NDArray[np.uint8], device: str) -> Tensor:
     return normalised
 
 
-def three_passes(
+def decoder_passes(
     rng: np.random.Generator,
     trainee: Trainee,
     views: Sequence[View],
@@ -72,9 +79,9 @@ def three_passes(
     drawer: MapDrawer | None,
     device: str,
 ) -> tuple[Tensor, list[float]]:
-    """Loss over three decoder passes and the mean IoU of each; prompt kinds are drawn per batch.
+    """Loss over one or three decoder passes and the mean IoU of each; prompt kinds are drawn per batch.
 
-    With a ``drawer`` the points are PPG's, and the passes follow each other as in the cascade.
+    With a ``drawer`` the points are PPG's, and three passes follow each other as in the cascade.
     """
     masks = np.concatenate([view.targets for view in views])
     sam, side = trainee.sam, masks.shape[1]
@@ -93,7 +100,7 @@ def three_passes(
     elif rng.random() < 0.15:
         box = jittered(rng, boxes_of(masks, side), side).to(device)
         points, labels = torch.zeros(len(masks), 0, 2), torch.zeros(len(masks), 0)
-    elif rng.random() < 0.35:
+    elif rng.random() < 0.5:
         points, labels = first_points(rng, masks, 1, 0)
     else:
         negatives = 0 if rng.random() < 0.25 else int(rng.integers(1, 6))
@@ -101,7 +108,8 @@ def three_passes(
     losses, ious = [], []
     fed: Tensor | None = None
     clicks = drawer is None and rng.random() < CLICKS
-    for level in range(3):
+    weights = (1.0,) if drawer is None and rng.random() < SINGLE else PASS_WEIGHTS
+    for level, weight in enumerate(weights):
         if level and clicks and fed is not None:
             more, kind = correction(rng, fed, target, side)
             points, labels = torch.cat([points, more], dim=1), torch.cat([labels, kind], dim=1)
@@ -109,7 +117,7 @@ def three_passes(
             box = boxes_of((fed[:, 0] > 0).cpu().numpy(), side).to(device)
         logits, predicted = decode(sam, rows, (points.to(device), labels.to(device)), box, fed, corner)
         loss, iou = total_loss(logits, predicted, target)
-        losses.append(PASS_WEIGHTS[level] * loss)
+        losses.append(weight * loss)
         ious.append(float(iou.mean()))
         fed = best_mask(logits, predicted)
     grouped = segments.reshape(len(views), -1, low, low)
@@ -161,6 +169,7 @@ def pretrain_sam(
     batch: int = 2,
     max_steps: int | None = None,
     network: Sam | None = None,
+    start: LocatedWeights | None = None,
     validation_scenes: int = 64,
 ) -> dict[str, Any]:
     """Trains the small SAM on generated scenes and exports it.
@@ -177,6 +186,7 @@ def pretrain_sam(
         batch: whole images per step, or a quarter of the windows; each has ``TARGETS`` prompt sets.
         max_steps: stop this session after so many steps even if time is left.
         network: a Sam with random weights; ``build_sam("mini")`` when None.
+        start: weights of such a network to start from instead.
         validation_scenes: held-out scenes per validation.
 
     Returns:
@@ -194,18 +204,21 @@ def pretrain_sam(
     side = sam.image_encoder.img_size
     grid = side // PATCH
     trainee = Trainee(sam).to(place).train()
+    if start is not None:
+        sam.load_state_dict(read_state(start.path, start.sha256))
     optimizer = optimiser(trainee, PEAK_RATE)
     run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(next_seed=training_seed(seed))
     log = Log(out / "log.csv", COLUMNS, progress)
     rng = np.random.default_rng([seed, run.step])
+    started_from = {} if start is None else {"start_sha256": start.sha256}
     steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 500
     recent: list[list[float]] = []
     drawer: MapDrawer | None = None
     pool = ScenePool(
-        partial(make_example, size=side),
+        partial(make_mixed, size=side),
         run.next_seed,
-        reuse=4,
-        capacity=2000,
+        reuse=10,
+        capacity=3000,
         warm=24 * batch,
         workers=scene_workers(place),
     )
@@ -215,23 +228,23 @@ def pretrain_sam(
             cells = grid // 2 if run.seconds < WINDOWED * minutes * 60 else grid
             corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
             count = batch * (grid // cells) ** 2
-            views = [augment(rng, example, TARGETS, cells * PATCH) for example in pool.draw(rng, count)]
             cascaded = cells == grid and rng.random() < CASCADED
+            views = [augment(rng, own, TARGETS, cells * PATCH) for own in _drawn(pool, rng, count, scenes=cascaded)]
             drawer = (drawer or MapDrawer(place)) if cascaded else drawer
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
             with torch.autocast(place, torch.bfloat16):
-                loss, ious = three_passes(rng, trainee, views, corner, drawer if cascaded else None, place)
+                loss, ious = decoder_passes(rng, trainee, views, corner, drawer if cascaded else None, place)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
             optimizer.step()
-            recent.append([loss.item(), *ious])
+            recent.append([loss.item(), *ious, *[np.nan] * (3 - len(ious))])
             steps, run.step, run.images = steps + 1, run.step + 1, run.images + count
             run.seconds, run.next_seed = before + time.monotonic() - started, pool.next_seed
             if run.step % 40 == 0:
                 row = {"step": run.step, "minutes": run.seconds / 60, "images": run.images}
-                row |= dict(zip(("loss", "iou_1", "iou_2", "iou_3"), np.mean(recent, axis=0).tolist(), strict=True))
+                row |= dict(zip(("loss", "iou_1", "iou_2", "iou_3"), np.nanmean(recent, axis=0).tolist(), strict=True))
                 recent.clear()
                 if time.monotonic() - last_check > 600:
                     metrics = validate(sam, validation_scenes, place)
@@ -240,16 +253,24 @@ def pretrain_sam(
                 log.row(row)
             if time.monotonic() - last_save > 180:
                 save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
-                _export(out, sam, run, seed, metrics)
+                _export(out, sam, run, seed, started_from | metrics)
                 last_save = time.monotonic()
         waited = pool.waited
     save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
     metrics = validate(sam, validation_scenes, place)
     log.row({"step": run.step, "minutes": run.seconds / 60, "images": run.images, **metrics})
-    return _export(out, sam, run, seed, metrics | {"seconds_waited_for_scenes": waited})
+    return _export(out, sam, run, seed, started_from | metrics | {"seconds_waited_for_scenes": waited})
 
 
-def _export(out: Path, sam: Sam, run: Run, seed: int, metrics: dict[str, float]) -> dict[str, Any]:
+def _drawn(pool: ScenePool[Example], rng: np.random.Generator, count: int, *, scenes: bool) -> list[Example]:
+    """``count`` examples, only ``scenes`` if CLIP has to look at them."""
+    drawn: list[Example] = []
+    while len(drawn) < count:
+        drawn += [example for example in pool.draw(rng, count) if example.category or not scenes]
+    return drawn[:count]
+
+
+def _export(out: Path, sam: Sam, run: Run, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
     facts = {
         "data": "generated scenes (cascade.synthesis), no photographs",
         "seed": seed,
@@ -258,7 +279,7 @@ def _export(out: Path, sam: Sam, run: Run, seed: int, metrics: dict[str, float])
         "steps": run.step,
         "images": run.images,
         "minutes": round(run.seconds / 60, 2),
-        **{name: round(value, 4) for name, value in metrics.items()},
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in more.items()},
     }
     export(out / "mini_sam.safetensors", sam.state_dict(), facts)
     return facts

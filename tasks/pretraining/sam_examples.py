@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.synthesis.patchwork import generate_patchwork
 from cascade.synthesis.scene import generate_scene
 from tasks.pretraining.resizing import resized
 
 MIN_PIXELS = 24
 """Area below which a mask is no target."""
 
-LEAST_CROP = 0.4
-"""Least side of a crop as a share of the scene's: the generator's defects are mostly small, those of users are not."""
+LEAST_CROP = 0.2
+"""Least side of a crop as a share of the scene's; sides are drawn log-uniformly. The generator's defects are mostly
+small, those of users are not: one in ten of the former covers a tenth of the image or more."""
 
 DEFECT_SHARE = 0.9
 """Share of defects among the targets. A click on damage may mean the damage or the part below it; predicted IoU learns
@@ -23,7 +25,10 @@ which from this share, and the cascade clicks on what CLIP holds for damage."""
 
 @dataclass(frozen=True)
 class Example:
-    """uint8 image ``[S, S, 3]`` of ``category`` and packed bool masks; the last ``defects`` of them are damage."""
+    """uint8 image ``[S, S, 3]`` and packed bool masks; the last ``defects`` are damage, or the pieces of a patchwork.
+
+    ``category`` is the scene's class word; empty for a patchwork.
+    """
 
     image: NDArray[np.uint8]
     packed: NDArray[np.uint8]
@@ -59,12 +64,26 @@ def make_example(seed: int, size: int) -> Example:
     raise ValueError(f"no scene with segments near seed {seed}")
 
 
+def make_patchwork(seed: int, size: int) -> Example:
+    """A patchwork: its pieces in the place of damage, and the ground; it has no category."""
+    patchwork = generate_patchwork(seed, size)
+    parts = [mask for mask in patchwork.ground if mask.sum() >= MIN_PIXELS][:4]
+    pieces = [mask for mask in patchwork.pieces if mask.sum() >= MIN_PIXELS][:12]
+    packed = np.stack([np.packbits(mask.ravel()) for mask in (*parts, *pieces)])
+    return Example(patchwork.image, packed, len(parts) + len(pieces), len(pieces), "")
+
+
+def make_mixed(seed: int, size: int) -> Example:
+    """A scene for even seeds, a patchwork for odd ones."""
+    return make_patchwork(seed, size) if seed % 2 else make_example(seed, size)
+
+
 def _crop(rng: np.random.Generator, segment: NDArray[np.bool_], least: int) -> tuple[slice, slice]:
     """Rows and columns of a random window that holds a random pixel of the segment, ``least`` or more a side."""
     whole = segment.shape[0]
     where = np.flatnonzero(segment)
     pixel = divmod(int(where[rng.integers(len(where))]), whole)
-    sides = [int(rng.integers(least, whole + 1)) for _ in range(2)]
+    sides = [round(float(np.exp(rng.uniform(np.log(least), np.log(whole))))) for _ in range(2)]
     if rng.random() < 0.5:
         sides = [max(sides)] * 2
     starts = [

@@ -14,7 +14,7 @@ import open_clip
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.image_encoder import PatchEmbed
 from torch.nn import functional as F
@@ -23,12 +23,13 @@ from cascade.sam.build import SAM_MODELS, build_sam
 from cascade.synthesis.scene import generate_scene
 from configs.loader import load_experiment
 from storage.errors import ConfigError
+from storage.weights import locate
 from tasks.pretraining.cascade_prompts import DrawnMap, MapDrawer, draw_options, ppg_points
 from tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
-from tasks.pretraining.mini_sam import TARGETS, pretrain_sam, three_passes
-from tasks.pretraining.sam_examples import Example, augment, make_example
+from tasks.pretraining.mini_sam import TARGETS, _drawn, decoder_passes, pretrain_sam
+from tasks.pretraining.sam_examples import Example, augment, make_example, make_mixed
 from tasks.pretraining.sam_objective import (
     Trainee,
     affinity_loss,
@@ -100,6 +101,17 @@ def test_sam_training_resumes_and_exports(tmp_path: Path) -> None:
     tiny_sam().load_state_dict(load_file(tmp_path / "mini_sam.safetensors"), strict=True)
     with pytest.raises(ValueError, match="made with seed 0, not 1"):
         pretrain_sam(tmp_path, max_steps=1, seed=1, network=tiny_sam(), **arguments)
+
+
+def test_sam_training_can_start_from_trained_weights(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    given = tiny_sam().state_dict()
+    save_file(given, tmp_path / "given.safetensors")
+    start = locate(str(tmp_path / "given.safetensors"), folder=tmp_path)
+    facts = pretrain_sam(tmp_path, minutes=0, batch=2, network=tiny_sam(), start=start, validation_scenes=1)
+    assert (facts["steps"], facts["start_sha256"]) == (0, start.sha256)
+    trained = load_file(tmp_path / "mini_sam.safetensors")
+    assert all(torch.equal(trained[name], tensor.half()) for name, tensor in given.items() if tensor.ndim)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -320,6 +332,22 @@ def test_sam_targets_stay_aligned_with_the_image(side: int) -> None:
         assert ((bright ^ view.damage).sum()) <= 0.1 * view.damage.sum()
 
 
+def test_half_of_the_examples_are_patchworks_and_clip_sees_none_of_them() -> None:
+    examples = [make_mixed(seed, 64) for seed in range(40, 46)]
+    assert [bool(example.category) for example in examples] == [True, False] * 3
+    for example in examples[1::2]:
+        assert 0 < example.defects <= example.count
+        assert all(example.mask(index).any() for index in range(example.count))
+
+    class Pool:
+        def draw(self, rng: np.random.Generator, count: int) -> list[Example]:
+            return [examples[int(index)] for index in rng.integers(len(examples), size=count)]
+
+    rng = np.random.default_rng(0)
+    assert all(example.category for example in _drawn(Pool(), rng, 50, scenes=True))
+    assert not all(example.category for example in _drawn(Pool(), rng, 50, scenes=False))
+
+
 def test_ppg_points_lie_on_the_map_and_beside_it() -> None:
     rng = np.random.default_rng(0)
     values = np.zeros((512, 512), np.float32)
@@ -356,7 +384,7 @@ def test_a_cascaded_step_trains_with_the_damage_of_each_view() -> None:
     rng = np.random.default_rng(0)
     views = [augment(rng, make_example(seed, 64), TARGETS, 64) for seed in (3, 4)]
     trainee = Trainee(tiny_sam())
-    loss, ious = three_passes(rng, trainee, views, (0, 0), MapDrawer("cpu"), "cpu")
+    loss, ious = decoder_passes(rng, trainee, views, (0, 0), MapDrawer("cpu"), "cpu")
     loss.backward()
     assert np.isfinite(loss.item())
     assert all(0 <= value <= 1 for value in ious)
