@@ -41,18 +41,21 @@ TARGETS = 4
 """Masks asked for per image."""
 
 WINDOWED = 0.6
-"""Share of the time spent on windows of half the side, of which four cost as much as one whole input."""
+"""Share of the time spent on windows of half the side alone, of which four cost as much as one whole input."""
 
-SINGLE = 0.85
-"""Share of the steps with clicks that stop after the first pass. Three passes with their gradient cost five times as
-much as one, and what the encoder learns comes from the number of images."""
+WHOLE = 0.5
+"""Share of the later steps with clicks that are on whole inputs."""
+
+SINGLE, SINGLE_LATER = 0.85, 0.5
+"""Share of the steps with clicks that stop after the first pass, at first and later. Three passes with their gradient
+cost five times as much as one, and what the encoder learns comes from the number of images."""
 
 PASS_WEIGHTS = (0.4, 0.4, 1.6)
 """Weights of the losses when there are three passes: the last mask is the one that counts, and its gradient goes back
 through all."""
 
 CASCADED = 0.25
-"""Share of the steps on whole inputs whose points come from PPG, with all damage as the target."""
+"""Share of the later steps whose points come from PPG, on whole inputs and with all damage as the target."""
 
 CLICKS = 0.2
 """Share of the steps with three passes in which a later one gets a click on an error; the cascade gives none."""
@@ -78,10 +81,12 @@ def decoder_passes(
     corner: tuple[int, int],
     drawer: MapDrawer | None,
     device: str,
+    *,
+    single: bool = False,
 ) -> tuple[Tensor, list[float]]:
-    """Loss over one or three decoder passes and the mean IoU of each; prompt kinds are drawn per batch.
+    """Loss over three decoder passes, or a ``single`` one, and the mean IoU of each; prompt kinds are drawn per batch.
 
-    With a ``drawer`` the points are PPG's, and three passes follow each other as in the cascade.
+    With a ``drawer`` the points are PPG's, and the passes follow each other as in the cascade.
     """
     masks = np.concatenate([view.targets for view in views])
     sam, side = trainee.sam, masks.shape[1]
@@ -108,7 +113,7 @@ def decoder_passes(
     losses, ious = [], []
     fed: Tensor | None = None
     clicks = drawer is None and rng.random() < CLICKS
-    weights = (1.0,) if drawer is None and rng.random() < SINGLE else PASS_WEIGHTS
+    weights = (1.0,) if single else PASS_WEIGHTS
     for level, weight in enumerate(weights):
         if level and clicks and fed is not None:
             more, kind = correction(rng, fed, target, side)
@@ -225,16 +230,20 @@ def pretrain_sam(
     with pool:
         started, before = time.monotonic(), run.seconds
         while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
-            cells = grid // 2 if run.seconds < WINDOWED * minutes * 60 else grid
+            late = run.seconds >= WINDOWED * minutes * 60
+            cascaded = late and rng.random() < CASCADED
+            cells = grid if cascaded or (late and rng.random() < WHOLE) else grid // 2
             corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
             count = batch * (grid // cells) ** 2
-            cascaded = cells == grid and rng.random() < CASCADED
             views = [augment(rng, own, TARGETS, cells * PATCH) for own in _drawn(pool, rng, count, scenes=cascaded)]
             drawer = (drawer or MapDrawer(place)) if cascaded else drawer
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
+            single = not cascaded and rng.random() < (SINGLE_LATER if late else SINGLE)
             with torch.autocast(place, torch.bfloat16):
-                loss, ious = decoder_passes(rng, trainee, views, corner, drawer if cascaded else None, place)
+                loss, ious = decoder_passes(
+                    rng, trainee, views, corner, drawer if cascaded else None, place, single=single
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)

@@ -56,9 +56,9 @@ def test_the_last_step_beats_the_map(means, metric, margin):
     assert means.loc["points+box+logits", metric] > means.loc["clip", metric] + margin
 
 
-@pytest.mark.parametrize(("metric", "margin"), [("pixel_f1max", 0.002), ("pixel_ap", 0.005)])
+@pytest.mark.parametrize(("metric", "margin"), [("pixel_f1max", 0.004), ("pixel_ap", 0.01)])
 def test_the_last_step_beats_the_first(means, metric, margin):
-    """On this set; over three it gains less, and on one of them nothing (MODEL_CARD.md of the mini SAM)."""
+    """On this set; over three it gains less, and on one of them it loses AP (MODEL_CARD.md of the mini SAM)."""
     assert means.loc["points+box+logits", metric] > means.loc["points", metric] + margin
 
 
