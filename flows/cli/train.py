@@ -13,6 +13,9 @@ from flows.cli.options import DatasetOption, SetOption, StoreOption, load_with_o
 
 app = typer.Typer(help="Train the linear layers of a CLIP method, or the mini models.", no_args_is_help=True)
 
+MinutesOption = Annotated[float, typer.Option(min=0, help="Training time over all sessions.")]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")]
+
 
 @app.command("april_gan")
 def train_april_gan(
@@ -47,11 +50,9 @@ def train_april_gan(
 @app.command("mini-clip")
 def train_mini_clip(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-clip"),
-    minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
+    minutes: MinutesOption = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and augmentation.")] = 0,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
-    ] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
     from tasks.pretraining.mini_clip import pretrain_clip
@@ -62,15 +63,13 @@ def train_mini_clip(
 @app.command("mini-sam")
 def train_mini_sam(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
-    minutes: Annotated[float, typer.Option(min=0, help="Training time over all sessions.")] = 60.0,
+    minutes: MinutesOption = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.")] = 0,
     start: Annotated[
         str | None,
         typer.Option(help="Weights to start from: a file, or mini_sam for the shipped ones; random ones without."),
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")
-    ] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train the small SAM on generated photographs; the same command resumes after a stop."""
     from configs.settings import Settings

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade.losses import segmentation_loss
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 
 STAGES = (2, 4, 6, 8)
@@ -99,10 +100,5 @@ def dense_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """
     logits = F.interpolate(logits, mask.shape[-2:], mode="bilinear", align_corners=True)
     margin = logits[:, 1] - logits[:, 0]
-    abnormal = margin.sigmoid()
-    truth = torch.where(mask > 0, abnormal, 1 - abnormal).clamp_min(1e-6)
-    focal = (-((1 - truth) ** 2) * truth.log()).mean()
-    overlap = (abnormal * mask).sum(dim=(1, 2))
-    dice = 1 - ((2 * overlap + 1) / (abnormal.sum(dim=(1, 2)) + mask.sum(dim=(1, 2)) + 1)).mean()
     balanced = F.binary_cross_entropy_with_logits(margin, mask, pos_weight=margin.new_tensor(4.0))
-    return focal + dice + balanced
+    return segmentation_loss(margin.sigmoid()[:, None], mask) + balanced
