@@ -68,7 +68,7 @@ def run_as_flow(
     returned: list[Result] = []
     interrupted: list[bool] = []
     try:
-        with _heartbeats(), prefect_server():
+        with _heartbeats(), prefect_server(runtime.cluster):
             as_flow(dict(parameters))
     except Exception as error:
         # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash

@@ -60,11 +60,15 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
 
 
 @contextmanager
-def prefect_server() -> Iterator[None]:
-    """The configured server, or one of our own that lasts as long as this process."""
+def prefect_server(cluster: str | None = None) -> Iterator[None]:
+    """The configured server, or one of our own that lasts as long as this process.
+
+    The workers of a ``cluster`` take over these settings, and would look for our own server on their machines; there
+    it is left to Prefect, which starts one where it needs one.
+    """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    own = _start() if server_is_ours() else None
+    own = _start() if server_is_ours() and cluster is None else None
     with temporary_settings({PREFECT_API_URL: own[1]}) if own and _answers(*own) else nullcontext():
         yield
 

@@ -84,7 +84,8 @@ def ablate(
         require_unused(folder)
     for variant in ablation.variants:
         require_engine(variant.experiment, engine)
-    if engine == "prefect" and not dry_run:
+    in_reach = all(variant.experiment.runtime.cluster is None for variant in ablation.variants)
+    if engine == "prefect" and in_reach and not dry_run:
         start_ahead()
     candidates = prepare_variants(ablation, machine)
     if dry_run:

@@ -82,7 +82,7 @@ def run_and_show(
     from storage.errors import PipelineError
 
     machine, console = Settings(), make_console()
-    if engine == "prefect":
+    if engine == "prefect" and experiment.runtime.cluster is None:
         start_ahead()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
     plan(prepared.run)  # refuses what could not run before anything is written

@@ -39,9 +39,10 @@ with prefect_server():
 
 
 KILLED = """
-import os, signal
+import os, signal, sys
+from pathlib import Path
 from flows.prefect_server import _start
-print(_start()[0].pid, flush=True)
+Path(sys.argv[1]).write_text(str(_start()[0].pid))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -70,15 +71,16 @@ def test_the_server_is_not_loaded_here_and_ends_with_the_process(tmp_path: Path)
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes as Linux shows them")
 def test_the_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED], env=without_server(tmp_path), capture_output=True, text=True
-    )
+    # With pipes for its output this would wait for the server, which inherits them.
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "pid")], env=without_server(tmp_path))
     assert killed.returncode == -signal.SIGKILL
-    shown = Path(f"/proc/{int(killed.stdout)}/cmdline")
+    server = int((tmp_path / "pid").read_text())
+    shown = Path(f"/proc/{server}/cmdline")
     for _ in range(300):
         if not shown.exists() or not shown.read_bytes():  # gone, or waiting for someone to notice
             return
         time.sleep(0.1)
+    os.kill(server, signal.SIGKILL)
     pytest.fail("the server goes on")
 
 
@@ -101,9 +103,23 @@ def test_a_server_that_does_not_come_up_is_left_to_prefect(server: None, monkeyp
         assert PREFECT_API_URL.value() == before
 
 
+def test_the_workers_of_a_cluster_are_not_sent_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    from flows import prefect_server
+
+    monkeypatch.setattr(prefect_server, "server_is_ours", lambda: True)
+    monkeypatch.setattr(prefect_server, "_start", lambda: pytest.fail("started one"))
+    before = PREFECT_API_URL.value()
+    with prefect_server.prefect_server("tcp://scheduler:8786"):
+        assert PREFECT_API_URL.value() == before
+
+
 @pytest.mark.parametrize("command", [("run", "mini"), ("ablate", "table2")])
 def test_it_starts_while_images_are_checked(cli: Cli, started_ahead: list[bool], command: tuple[str, str]) -> None:
     assert cli(*command, "--dataset", "nowhere", "--engine", "local").code
+    cluster = ("--runner", "dask", "--set", "runtime.cluster=tcp://scheduler:8786")
+    assert cli(*command, "--dataset", "nowhere", *cluster).code
     assert not started_ahead
     assert cli(*command, "--dataset", "nowhere").code
     assert started_ahead == [True]
