@@ -11,6 +11,7 @@ from typing import Protocol
 from storage.artefacts import Artefact, Store
 from storage.errors import CorruptItem
 from tasks.aggregate import AGGREGATE
+from tasks.decoded import forget_photographs
 from tasks.embed import EMBED
 from tasks.localise import LOCALISE
 from tasks.prompt import PROMPT
@@ -98,6 +99,16 @@ def evaluate(
     Stages of ``finished``, by name, were found complete for the same items a moment ago; they run only if damage shows.
     """
     plan(run)
+    try:
+        results = _run_stages(run, execute, reporter, finished)
+    finally:
+        forget_photographs()
+    return [results[stage.name] for stage in STAGES]
+
+
+def _run_stages(
+    run: Run, execute: Executor, reporter: Reporter, finished: Mapping[str, StageResult]
+) -> dict[str, StageResult]:
     mended: set[tuple[str, str]] = set()
     results = dict(finished)
     while stage := next((each for each in STAGES if each.name not in results), None):
@@ -111,7 +122,7 @@ def evaluate(
             source = next(each for each in STAGES if error.artefact.startswith(f"{each.name}/"))
             run.artefact(source.key(run)).forget(error.item)
             results = {name: result for name, result in results.items() if _before(name, source.name)}
-    return [results[stage.name] for stage in STAGES]
+    return results
 
 
 def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> StageResult:

@@ -30,7 +30,7 @@ def keep_for_clip(run: Run, record: ImageRecord, photograph: NDArray[np.uint8]) 
     from cascade.clip.backbone import squared
 
     sides = run.experiment.localise.sides
-    with _lock:
+    with _lock:  # readers that look at the same time may go beyond the limit by a photograph each
         waiting = sum(own.nbytes for own in _waiting.values())
     if waiting + sum(3 * side * side for side in sides) > LIMIT:
         return {}
@@ -38,6 +38,12 @@ def keep_for_clip(run: Run, record: ImageRecord, photograph: NDArray[np.uint8]) 
     with _lock:
         _waiting.update({(record.image_id, side): square for side, square in squares.items()})
     return squares
+
+
+def forget_photographs() -> None:
+    """Drop what still waits: ``localise`` failed, or another process was faster."""
+    with _lock:
+        _waiting.clear()
 
 
 def squares_for_clip(run: Run, record: ImageRecord) -> list[NDArray[np.uint8]]:

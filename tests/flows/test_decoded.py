@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from storage.datasets import read_image
-from tasks import decoded, embed
+from storage.errors import StageError
+from tasks import decoded, embed, localise
 from tests.flows.conftest import Bench
 
 
@@ -68,6 +69,17 @@ def test_nothing_is_kept_for_maps_that_are_there(bench: Bench, decodes):
         embeddings.forget(item)
     again = bench.run()
     assert again.computed["embed"] == decodes.total() > 1
+    assert not decoded._waiting
+
+
+def test_nothing_waits_on_after_a_run_that_failed(empty: Bench, monkeypatch):
+    def broken(run, record):
+        assert decoded._waiting
+        raise StageError("no map today")
+
+    monkeypatch.setattr(localise, "squares_for_clip", broken)
+    with pytest.raises(StageError, match="no map today"):
+        empty.run()
     assert not decoded._waiting
 
 
