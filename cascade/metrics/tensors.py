@@ -1,4 +1,4 @@
-"""Histograms of scores that are on a device already: counted there, so that three arrays are copied and no pixel is.
+"""Histograms of scores that are on a device already, for callers who keep their maps there; the stages use arrays.
 
 Apart from its package, so that a run that finds its histograms in the store does not load torch.
 """
@@ -16,12 +16,15 @@ def tensor_histogram(
 ) -> ScoreHistogram:
     """:func:`cascade.metrics.score_histogram` of tensors; both count alike.
 
+    With ``region_weight`` three arrays of 65,536 numbers leave the device, and no pixel does.
+
     On a GPU ``torch.bincount`` adds in no fixed order, so ``regions`` may differ in the last bits; the counts never do.
 
     Args:
         scores: float16 [H, W], finite, on any device.
         mask: bool [H, W] on the same device.
-        region_weight: float64 [H, W] of ``region_weights``, on the same device; found on the CPU when None.
+        region_weight: float64 [H, W] of ``region_weights``, on the same device; found on the CPU when None, from a
+            copy of the mask.
 
     Raises:
         TypeError: ``scores`` is not float16 or ``mask`` is not bool.
@@ -39,6 +42,6 @@ def tensor_histogram(
     return histogram_of_counts(
         everything=torch.bincount(patterns.flatten(), minlength=N_BINS).cpu().numpy(),
         positives=torch.bincount(anomalous, minlength=N_BINS).cpu().numpy(),
-        regions=torch.bincount(anomalous, weights=weight, minlength=N_BINS).cpu().numpy(),
+        regions=torch.bincount(anomalous, weights=weight, minlength=N_BINS).double().cpu().numpy(),  # int if empty
         weight=float(weight.sum()),
     )

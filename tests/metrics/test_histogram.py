@@ -34,6 +34,8 @@ def assert_same(left: ScoreHistogram, right: ScoreHistogram) -> None:
     np.testing.assert_array_equal(left.positives, right.positives)
     np.testing.assert_allclose(left.regions, right.regions, rtol=1e-12, atol=1e-15)
     assert left.n_regions == right.n_regions
+    for name in ("negatives", "positives", "regions"):
+        assert getattr(left, name).dtype == getattr(right, name).dtype
 
 
 def test_bins_ascend_over_every_finite_float16() -> None:

@@ -33,6 +33,12 @@ def test_every_finite_score_is_counted_as_in_an_array(device: str, given: bool) 
     assert found.n_regions > 100
 
 
+def test_an_image_without_a_defect_counts_as_in_an_array(device: str) -> None:
+    scores = torch.rand(20, 30, generator=torch.Generator().manual_seed(1)).half().to(device)
+    mask = torch.zeros(20, 30, dtype=torch.bool, device=device)
+    assert_same(tensor_histogram(scores, mask), score_histogram(scores.cpu().numpy(), mask.cpu().numpy()))
+
+
 def test_memory_layout_does_not_matter(device: str) -> None:
     scores = torch.rand(20, 30, generator=torch.Generator().manual_seed(1)).half().to(device)
     mask = scores > 0.7
