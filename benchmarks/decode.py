@@ -4,7 +4,8 @@
 
 Generated photographs, enlarged to 12 megapixels and saved as JPEG, as an inspection camera leaves them. Everything is
 in the page cache, and what both ways share (checking the files, loading the networks) is not timed. The networks take
-most of the time; they look at 448 pixels here, so that more of it is the photographs'.
+most of the time; CLIP looks at one side here, so that more of it is the photographs', and SAM at another one, so that
+nothing but the decode is shared.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from flows.prepare import prepare
 from tasks import decoded
 
 SIZE = (4000, 3000)
-SETTINGS = ("localise.more_sides=[]", "embed.square_side=448")
+SETTINGS = ("localise.more_sides=[]",)
 
 
 def main() -> int:

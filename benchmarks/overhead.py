@@ -67,9 +67,10 @@ def main() -> int:
         found = {name: timed(way, environment, arguments.rounds) for name, way in ways.items()}
     facts: dict[str, object] = {"images": arguments.images, "rounds": arguments.rounds, "seconds": found}
     if not arguments.no_prefect:
+        # A few images make as many shards either way, and nothing to divide by.
         more = BY_IMAGE * (math.ceil(arguments.images / SMALL) - math.ceil(arguments.images / USUAL))
         longer = found["prefect engine, small shards"]["median"] - found["prefect engine"]["median"]
-        facts["seconds_per_task_run"] = longer / more
+        facts |= {"seconds_per_task_run": longer / more} if more else {}
     publish([], facts, as_json=arguments.json)
     return 0
 
