@@ -162,7 +162,7 @@ def _is_torchscript(path: Path) -> bool:
 @lru_cache(maxsize=1)
 def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
     sam = build_sam(backbone)
-    _load(sam, read_state(path, sha256), path, f"SAM '{backbone}'")
+    load_state(sam, read_state(path, sha256), path, f"SAM '{backbone}'")
     return sam.requires_grad_(False).to(device)
 
 
@@ -200,7 +200,8 @@ def _adapter(path: Path, sha256: str) -> LinearAdapter:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def _load(module: nn.Module, state: dict[str, torch.Tensor], path: Path, what: str) -> None:
+def load_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path, what: str) -> None:
+    """Give a network the weights of a file as float32. Raises ``WeightsError`` if they are another network's."""
     try:
         module.load_state_dict({name: value.float() for name, value in state.items()})
     except RuntimeError as error:

@@ -57,7 +57,7 @@ def generate_patchwork(seed: int, size: int = 512) -> Patchwork:
     """A patchwork that is a pure function of its arguments; ``size`` is the side in pixels."""
     rng = np.random.default_rng([seed, 7])  # apart from the scene of the same seed
     grey = chance(rng, 0.3)
-    image = material(rng, size)
+    image = _mottled(rng, material(rng, size), material(rng, size)) if chance(rng, 0.25) else material(rng, size)
     labels = np.zeros((size, size), np.int32)
     for piece in range(1, int(rng.integers(*PIECES)) + 1):
         opacity = _piece(rng, size, log_uniform(rng, *AREA_RANGE) * size * size)
@@ -100,13 +100,25 @@ def _piece(rng: Rng, size: int, area: float) -> Field:
 
 
 def _surface(rng: Rng, below: Image) -> Image:
-    """Another material, one even colour, or what lies below in another tone."""
+    """Another material, one even colour, or what lies below in another tone; one in three is mottled."""
     size, kind = below.shape[0], rng.random()
     if kind < 0.5:
-        return material(rng, size)
-    if kind < 0.7:
-        return surfaces.plain(rng, size)
-    if kind < 0.8:
-        return surfaces.granular(rng, size)
-    gain = 1 + rng.normal(0, 0.1, 3) + (1 if chance(rng, 0.5) else -1) * uniform(rng, 0.12, 0.6)
-    return np.asarray(below * gain, np.float32)
+        surface = material(rng, size)
+    elif kind < 0.7:
+        surface = surfaces.plain(rng, size)
+    elif kind < 0.8:
+        surface = surfaces.granular(rng, size)
+    else:
+        gain = 1 + rng.normal(0, 0.1, 3) + (1 if chance(rng, 0.5) else -1) * uniform(rng, 0.12, 0.6)
+        surface = np.asarray(below * gain, np.float32)
+    if chance(rng, 0.35):
+        surface = _mottled(rng, surface, below if chance(rng, 0.4) else material(rng, size))
+    return surface
+
+
+def _mottled(rng: Rng, surface: Image, spots: Image) -> Image:
+    """A surface with spots of another all over it, as of rust or worn paint: borders inside that bound no region."""
+    size = surface.shape[0]
+    field = noise(rng, size, size * log_uniform(rng, 0.01, 0.06), 3)
+    opacity = np.clip((field - uniform(rng, -0.1, 1.2)) / log_uniform(rng, 0.05, 0.6), 0, 1)
+    return mix(surface, spots, np.asarray(opacity, np.float32))

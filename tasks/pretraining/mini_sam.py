@@ -16,8 +16,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from cascade.sam.build import PATCH, build_sam
+from storage.errors import ConfigError
 from storage.weights import LocatedWeights
-from tasks.models import read_state
+from tasks.models import load_state, read_state
 from tasks.pretraining.cascade_prompts import MapDrawer, draw_options, ppg_points
 from tasks.pretraining.sam_examples import Example, View, augment, make_example, make_mixed
 from tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss
@@ -36,7 +37,9 @@ from tasks.pretraining.session import (
 )
 from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points, jittered
 
-PEAK_RATE = 6e-4
+PEAK_RATE, RESTART_RATE = 6e-4, 4e-4
+"""Learning rates from random weights and from trained ones, which a higher one spoils."""
+
 TARGETS = 4
 """Masks asked for per image."""
 
@@ -191,14 +194,15 @@ def pretrain_sam(
         batch: whole images per step, or a quarter of the windows; each has ``TARGETS`` prompt sets.
         max_steps: stop this session after so many steps even if time is left.
         network: a Sam with random weights; ``build_sam("mini")`` when None.
-        start: weights of such a network to start from instead.
+        start: weights of such a network to start from instead; a run that continues may leave them out.
         validation_scenes: held-out scenes per validation.
 
     Returns:
         The facts written beside the weights: data, seeds, steps, minutes, metrics.
 
     Raises:
-        ConfigError: the folder holds a run with another seed, or there is no such device.
+        ConfigError: the folder holds a run with another seed or another start, or there is no such device.
+        WeightsError: ``start`` holds another network.
     """
     place = training_device(device)
     if threads is not None:
@@ -210,12 +214,17 @@ def pretrain_sam(
     grid = side // PATCH
     trainee = Trainee(sam).to(place).train()
     if start is not None:
-        sam.load_state_dict(read_state(start.path, start.sha256))
+        load_state(sam, read_state(start.path, start.sha256), start.path, "the mini SAM")
     optimizer = optimiser(trainee, PEAK_RATE)
-    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(next_seed=training_seed(seed))
+    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(
+        next_seed=training_seed(seed), start_sha256="" if start is None else start.sha256
+    )
+    if start is not None and run.start_sha256 != start.sha256:
+        raise ConfigError(f"{out / 'checkpoint.pt'} did not start from {start.path}; use another folder")
+    peak = RESTART_RATE if run.start_sha256 else PEAK_RATE
     log = Log(out / "log.csv", COLUMNS, progress)
     rng = np.random.default_rng([seed, run.step])
-    started_from = {} if start is None else {"start_sha256": start.sha256}
+    started_from = {"start_sha256": run.start_sha256} if run.start_sha256 else {}
     steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 500
     recent: list[list[float]] = []
     drawer: MapDrawer | None = None
@@ -238,7 +247,7 @@ def pretrain_sam(
             views = [augment(rng, own, TARGETS, cells * PATCH) for own in _drawn(pool, rng, count, scenes=cascaded)]
             drawer = (drawer or MapDrawer(place)) if cascaded else drawer
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
+                group["lr"] = learning_rate(peak, run.seconds / (minutes * 60))
             single = not cascaded and rng.random() < (SINGLE_LATER if late else SINGLE)
             with torch.autocast(place, torch.bfloat16):
                 loss, ious = decoder_passes(
@@ -253,7 +262,8 @@ def pretrain_sam(
             run.seconds, run.next_seed = before + time.monotonic() - started, pool.next_seed
             if run.step % 40 == 0:
                 row = {"step": run.step, "minutes": run.seconds / 60, "images": run.images}
-                row |= dict(zip(("loss", "iou_1", "iou_2", "iou_3"), np.nanmean(recent, axis=0).tolist(), strict=True))
+                drawn = zip(("loss", "iou_1", "iou_2", "iou_3"), np.transpose(recent), strict=True)
+                row |= {name: float(np.nanmean(own)) for name, own in drawn if not np.isnan(own).all()}
                 recent.clear()
                 if time.monotonic() - last_check > 600:
                     metrics = validate(sam, validation_scenes, place)

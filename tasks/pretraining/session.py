@@ -60,12 +60,14 @@ class Run:
         seconds: training time used, over all sessions.
         next_seed: scene seed to continue with.
         images: images seen, repetitions included.
+        start_sha256: of the weights it started from; empty for random ones.
     """
 
     step: int = 0
     seconds: float = 0.0
     next_seed: int = 0
     images: int = 0
+    start_sha256: str = ""
 
 
 def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, run: Run, seed: int) -> None:

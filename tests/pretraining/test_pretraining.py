@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from cascade.sam.build import SAM_MODELS, build_sam
 from cascade.synthesis.scene import generate_scene
 from configs.loader import load_experiment
-from storage.errors import ConfigError
+from storage.errors import ConfigError, WeightsError
 from storage.weights import locate
 from tasks.pretraining.cascade_prompts import DrawnMap, MapDrawer, draw_options, ppg_points
 from tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
 from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
 from tasks.pretraining.mini_sam import TARGETS, _drawn, decoder_passes, pretrain_sam
-from tasks.pretraining.sam_examples import Example, augment, make_example, make_mixed
+from tasks.pretraining.sam_examples import Example, _one_of, augment, make_example, make_mixed
 from tasks.pretraining.sam_objective import (
     Trainee,
     affinity_loss,
@@ -112,6 +112,20 @@ def test_sam_training_can_start_from_trained_weights(tmp_path: Path) -> None:
     assert (facts["steps"], facts["start_sha256"]) == (0, start.sha256)
     trained = load_file(tmp_path / "mini_sam.safetensors")
     assert all(torch.equal(trained[name], tensor.half()) for name, tensor in given.items() if tensor.ndim)
+
+    resumed = pretrain_sam(tmp_path, minutes=0, batch=2, network=tiny_sam(), validation_scenes=1)
+    assert resumed["start_sha256"] == start.sha256
+    save_file({name: tensor + 1 for name, tensor in given.items()}, tmp_path / "other.safetensors")
+    other = locate(str(tmp_path / "other.safetensors"), folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"did not start from .*other\.safetensors; use another folder"):
+        pretrain_sam(tmp_path, minutes=0, batch=2, network=tiny_sam(), start=other, validation_scenes=1)
+
+
+def test_sam_training_cannot_start_from_another_network(tmp_path: Path) -> None:
+    save_file({"fc.weight": torch.zeros(3)}, tmp_path / "layers.safetensors")
+    start = locate(str(tmp_path / "layers.safetensors"), folder=tmp_path)
+    with pytest.raises(WeightsError, match="does not fit the mini SAM"):
+        pretrain_sam(tmp_path, minutes=0, network=tiny_sam(), start=start)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -330,6 +344,15 @@ def test_sam_targets_stay_aligned_with_the_image(side: int) -> None:
         assert (view.damage == view.targets[0]).all()
         bright = view.image.max(axis=2) > 130
         assert ((bright ^ view.damage).sum()) <= 0.1 * view.damage.sum()
+
+
+def test_a_mask_of_four_times_the_area_is_asked_for_twice_as_often() -> None:
+    large, small = np.zeros((2, 64, 64), np.bool_)
+    large[4:44, 4:44] = True
+    small[44:64, 44:64] = True
+    rng = np.random.default_rng(0)
+    drawn = [_one_of(rng, [small, large]) is large for _ in range(2000)]
+    assert abs(np.mean(drawn) - 2 / 3) < 0.03
 
 
 def test_half_of_the_examples_are_patchworks_and_clip_sees_none_of_them() -> None:

@@ -5,7 +5,7 @@ import multiprocessing as mp
 import numpy as np
 import pytest
 
-from cascade.synthesis.patchwork import PIECES, Patchwork, generate_patchwork
+from cascade.synthesis.patchwork import PIECES, Patchwork, _mottled, generate_patchwork
 
 SIZE = 128
 
@@ -43,3 +43,12 @@ def test_pieces_are_small_and_large_and_stand_out(patchworks: list[Patchwork]) -
             if piece.mean() > 0.02 and rest.any():
                 steps.append(np.abs(own.image[piece].mean(axis=0) - own.image[rest].mean(axis=0)).max())
     assert np.median(steps) > 15  # of 255
+
+
+def test_spots_are_all_over_a_mottled_surface_and_never_all_of_it() -> None:
+    black, white = np.zeros((SIZE, SIZE, 3), np.float32), np.ones((SIZE, SIZE, 3), np.float32)
+    for seed in range(20):
+        spots = _mottled(np.random.default_rng(seed), black, white)[..., 0]
+        quarters = spots.reshape(2, SIZE // 2, 2, SIZE // 2).mean(axis=(1, 3))
+        assert (quarters > 0.01).all()
+        assert (quarters < 0.8).all()
