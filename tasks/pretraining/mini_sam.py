@@ -49,7 +49,7 @@ WINDOWED = 0.6
 WHOLE = 0.5
 """Share of the later steps with clicks that are on whole inputs."""
 
-SINGLE, SINGLE_LATER = 0.85, 0.5
+SINGLE, SINGLE_LATER = 0.85, 0.2
 """Share of the steps with clicks that stop after the first pass, at first and later. Three passes with their gradient
 cost five times as much as one, and what the encoder learns comes from the number of images."""
 
@@ -57,7 +57,7 @@ PASS_WEIGHTS = (0.4, 0.4, 1.6)
 """Weights of the losses when there are three passes: the last mask is the one that counts, and its gradient goes back
 through all."""
 
-CASCADED = 0.25
+CASCADED = 0.12
 """Share of the later steps whose points come from PPG, on whole inputs and with all damage as the target."""
 
 CLICKS = 0.2
