@@ -22,22 +22,22 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.paired import Comparison, of_pairs, publish
-from configs.grid import expand, load_grid
-from configs.settings import Settings
-from flows.ablate import prepare_variants, run_ablation
-from flows.ablation import new_ablation, write_ablation
-from flows.ablation_outputs import finished_table, write_tables
-from flows.evaluate import STAGES, StagePlan, StageResult, evaluate, run_stage
-from flows.generate import generate_dataset
-from flows.local_engine import execute_locally
-from flows.prepare import prepare, remember_checked
-from storage.errors import CorruptItem
-from tasks.aggregate import AGGREGATE
-from tasks.prompt import PROMPT
-from tasks.refine import REFINE
-from tasks.score import SCORE
-from tasks.stage import Run
-from tasks.tally import TALLY
+from cascade.configs.grid import expand, load_grid
+from cascade.configs.settings import Settings
+from cascade.flows.ablate import prepare_variants, run_ablation
+from cascade.flows.ablation import new_ablation, write_ablation
+from cascade.flows.ablation_outputs import finished_table, write_tables
+from cascade.flows.evaluate import STAGES, StagePlan, StageResult, evaluate, run_stage
+from cascade.flows.generate import generate_dataset
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.prepare import prepare, remember_checked
+from cascade.storage.errors import CorruptItem
+from cascade.tasks.aggregate import AGGREGATE
+from cascade.tasks.prompt import PROMPT
+from cascade.tasks.refine import REFINE
+from cascade.tasks.score import SCORE
+from cascade.tasks.stage import Run
+from cascade.tasks.tally import TALLY
 
 VARIANTS = 9
 ENCODERS = ("embed", "localise")

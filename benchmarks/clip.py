@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.paired import compare, publish
 from cascade.clip.backbone import build_clip, image_tokens
-from tasks.models import clip_config
+from cascade.tasks.models import clip_config
 
 LAYERS = (6, 12, 18, 24)
 

@@ -24,7 +24,7 @@ from cascade.frames import InputFrame, logits_in_frame, mask_box
 from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
 from cascade.sam.decoder import decode
-from tasks.overlap import on_every_core
+from cascade.tasks.overlap import on_every_core
 
 SIDE = 1024
 POINTS = 3

@@ -22,13 +22,13 @@ from PIL import Image
 
 from benchmarks.ablation import ENCODERS, Counting
 from benchmarks.paired import compare, publish
+from cascade.configs.loader import load_experiment
+from cascade.configs.settings import Settings
+from cascade.flows.evaluate import STAGES, run_stage
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.prepare import prepare
 from cascade.synthesis.scene import generate_scene
-from configs.loader import load_experiment
-from configs.settings import Settings
-from flows.evaluate import STAGES, run_stage
-from flows.local_engine import execute_locally
-from flows.prepare import prepare
-from tasks import decoded
+from cascade.tasks import decoded
 
 SIZE = (4000, 3000)
 SETTINGS = ("localise.more_sides=[]",)

@@ -26,13 +26,13 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.paired import publish
-from configs.loader import load_experiment
-from configs.settings import Settings
-from flows.evaluate import STAGES, evaluate
-from flows.local_engine import execute_locally
-from flows.prepare import prepare
-from flows.progress import RichReporter
-from storage.artefacts import Store
+from cascade.configs.loader import load_experiment
+from cascade.configs.settings import Settings
+from cascade.flows.evaluate import STAGES, evaluate
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.prepare import prepare
+from cascade.flows.progress import RichReporter
+from cascade.storage.artefacts import Store
 
 CATEGORIES = 15
 SIDE = 64
@@ -55,7 +55,7 @@ def main() -> int:
         draw(root / "data", arguments.images)
         draw(root / "sample", 2)
         fill(root)
-        command = [sys.executable, "-c", "from flows.cli import main; main()"]
+        command = [sys.executable, "-c", "from cascade.flows.cli import main; main()"]
         settings = [part for setting in SETTINGS for part in ("--set", setting)]
         run = [*command, "run", "mini", "--dataset", str(root / "data"), "--store", str(root / "store"),
                "--out", str(root / "out"), *settings]  # fmt: skip

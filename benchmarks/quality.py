@@ -23,26 +23,26 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from cascade.configs.loader import load_experiment
+from cascade.configs.schema import Experiment
+from cascade.configs.settings import Settings
 from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.flows.evaluate import evaluate
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.prepare import prepare
+from cascade.flows.progress import RichReporter
+from cascade.flows.train import train_april_gan, train_config
 from cascade.frames import logits_in_frame, mask_box, scale_points
 from cascade.sam.build import input_side
 from cascade.sam.image import input_frame
-from configs.loader import load_experiment
-from configs.schema import Experiment
-from configs.settings import Settings
-from flows.evaluate import evaluate
-from flows.local_engine import execute_locally
-from flows.prepare import prepare
-from flows.progress import RichReporter
-from flows.train import train_april_gan, train_config
-from storage.datasets import mask_in_frame, read_mask
-from storage.weights import LocatedWeights, file_sha256
-from tasks import embed
-from tasks.models import decoder_of, device_of
-from tasks.refine import STEPS
-from tasks.stage import Run
-from tasks.tables import results_table
-from tasks.train_april_gan import adapter_training
+from cascade.storage.datasets import mask_in_frame, read_mask
+from cascade.storage.weights import LocatedWeights, file_sha256
+from cascade.tasks import embed
+from cascade.tasks.models import decoder_of, device_of
+from cascade.tasks.refine import STEPS
+from cascade.tasks.stage import Run
+from cascade.tasks.tables import results_table
+from cascade.tasks.train_april_gan import adapter_training
 
 LAST = Path(__file__).parent / "results"
 """Where the committed tables are."""

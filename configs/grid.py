@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from configs.loader import load_experiment, parse_override, read_yaml, validate
-from configs.schema import Experiment, Section
-from storage.errors import ConfigError, nearest
+from cascade.configs.loader import load_experiment, parse_override, read_yaml, validate
+from cascade.configs.schema import Experiment, Section
+from cascade.storage.errors import ConfigError, nearest
 
 GRIDS = Path(__file__).parent / "grids"
 MAX_VARIANTS = 256

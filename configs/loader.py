@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.schema import Experiment
-from storage.errors import ConfigError, nearest
+from cascade.configs.schema import Experiment
+from cascade.storage.errors import ConfigError, nearest
 
 _HERE = Path(__file__).parent
 PRESETS = _HERE / "presets"

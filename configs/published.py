@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from configs.grid import value_at
-from configs.loader import read_yaml, validate
-from configs.schema import Experiment, Section
-from storage.errors import ConfigError, nearest
+from cascade.configs.grid import value_at
+from cascade.configs.loader import read_yaml, validate
+from cascade.configs.schema import Experiment, Section
+from cascade.storage.errors import ConfigError, nearest
 
 PUBLISHED = Path(__file__).parent / "published"
 DATASETS = Path(__file__).parent / "datasets.yaml"

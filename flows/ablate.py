@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from configs.settings import Settings
-from flows.ablation import Ablation, VariantState
-from flows.evaluate import STAGES, Executor, Reporter, StageResult, evaluate, plan
-from flows.prepare import Prepared, prepare, read_manifest
-from storage.datasets import Manifest
-from storage.errors import PipelineError
-from storage.keys import digest_of
-from tasks.stage import Run, Stage
+from cascade.configs.settings import Settings
+from cascade.flows.ablation import Ablation, VariantState
+from cascade.flows.evaluate import STAGES, Executor, Reporter, StageResult, evaluate, plan
+from cascade.flows.prepare import Prepared, prepare, read_manifest
+from cascade.storage.datasets import Manifest
+from cascade.storage.errors import PipelineError
+from cascade.storage.keys import digest_of
+from cascade.tasks.stage import Run, Stage
 
 Candidates = Mapping[str, Prepared | PipelineError]
 """By variant: what may start, or why it cannot."""

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from configs.grid import Grid, Variant, varied_keys
-from configs.loader import validate
-from configs.schema import Experiment, Section
-from storage.atomic import write_text
-from storage.errors import ConfigError, DataError
+from cascade.configs.grid import Grid, Variant, varied_keys
+from cascade.configs.loader import validate
+from cascade.configs.schema import Experiment, Section
+from cascade.storage.atomic import write_text
+from cascade.storage.errors import ConfigError, DataError
 
 FILE = "ablation.json"
 

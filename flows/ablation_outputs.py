@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from configs.published import known_datasets, load_published
-from flows.ablate import Candidates
-from flows.ablation import Ablation
-from flows.ablation_plots import write_plot
-from flows.prepare import Prepared
-from storage.atomic import replacing
-from tasks.ablation_tables import FinishedVariant, ablation_table, beside_published, pivot
-from tasks.aggregate import MEAN, METRICS
-from tasks.tables import results_table
+from cascade.configs.published import known_datasets, load_published
+from cascade.flows.ablate import Candidates
+from cascade.flows.ablation import Ablation
+from cascade.flows.ablation_plots import write_plot
+from cascade.flows.prepare import Prepared
+from cascade.storage.atomic import replacing
+from cascade.tasks.ablation_tables import FinishedVariant, ablation_table, beside_published, pivot
+from cascade.tasks.aggregate import MEAN, METRICS
+from cascade.tasks.tables import results_table
 
 
 def finished_table(ablation: Ablation, candidates: Candidates) -> pd.DataFrame | None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.evaluate import STAGES
-from flows.timings import Rates, rate_group
-from tasks.stage import Run, Stage, StageItem
+from cascade.flows.evaluate import STAGES
+from cascade.flows.timings import Rates, rate_group
+from cascade.tasks.stage import Run, Stage, StageItem
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from storage.atomic import replacing
+from cascade.storage.atomic import replacing
 
 _PANEL = (3.2, 2.8)  # inches
 _LEGEND_ENTRIES = 12
@@ -16,7 +16,7 @@ _LABEL = 28  # characters
 
 
 def write_plot(path: Path, wide: pd.DataFrame, metric: str) -> None:
-    """Draw a pivot of :func:`tasks.ablation_tables.pivot` as PNG: its columns along x, a line for each row."""
+    """Draw a pivot of :func:`cascade.tasks.ablation_tables.pivot` as PNG: its columns along x, a line for each row."""
     steps = list(wide.index.unique("step")) if "step" in wide.index.names else [None]
     width, height = _PANEL
     figure = Figure(figsize=(width * len(steps) + 1.5, height), layout="constrained")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from flows.finished import read_finished
-from storage.atomic import write_text
-from storage.errors import ConfigError, DataError
+from cascade.flows.finished import read_finished
+from cascade.storage.atomic import write_text
+from cascade.storage.errors import ConfigError, DataError
 
 FILE_NAME = "baselines.json"
 

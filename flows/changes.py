@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.finished import FinishedRun
-from storage.keys import differences, digest_of
-from tasks.comparison import Matching
-from tasks.uncertainty import ScoredImage
+from cascade.flows.finished import FinishedRun
+from cascade.storage.keys import differences, digest_of
+from cascade.tasks.comparison import Matching
+from cascade.tasks.uncertainty import ScoredImage
 
 _SHOWN = 12
 _LISTED = 20

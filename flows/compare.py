@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from flows.changes import Change, describe, what_changed
-from flows.finished import FinishedRun, read_finished
-from storage.atomic import replacing, write_text
-from storage.errors import ConfigError, DataError, nearest
-from tasks.aggregate import MEAN, METRICS
-from tasks.comparison import Scored, compare_paired, match_images
-from tasks.score import STEPS
-from tasks.uncertainty import LEVEL, RESAMPLES, ScoredImage, check_interval
+from cascade.flows.changes import Change, describe, what_changed
+from cascade.flows.finished import FinishedRun, read_finished
+from cascade.storage.atomic import replacing, write_text
+from cascade.storage.errors import ConfigError, DataError, nearest
+from cascade.tasks.aggregate import MEAN, METRICS
+from cascade.tasks.comparison import Scored, compare_paired, match_images
+from cascade.tasks.score import STEPS
+from cascade.tasks.uncertainty import LEVEL, RESAMPLES, ScoredImage, check_interval
 
 DEFAULT_LIMITS: Mapping[str, float] = dict.fromkeys(METRICS, 0.01)
 _WORST = 10
@@ -32,7 +32,7 @@ class Comparison:
         step: the step that is compared.
         level: of the intervals.
         limits: how much a metric may fall, on the mean and in each category.
-        table: see ``tasks.comparison.Paired``.
+        table: see ``cascade.tasks.comparison.Paired``.
         worst: the shared defective images whose own pixel AP fell, the largest loss first, with the IoU of their masks
             in both runs.
         changes: what made the runs differ.

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from storage.artefacts import Artefact, Store
-from storage.errors import CorruptItem
-from tasks.aggregate import AGGREGATE
-from tasks.decoded import forget_photographs
-from tasks.embed import EMBED
-from tasks.localise import LOCALISE
-from tasks.prompt import PROMPT
-from tasks.refine import REFINE
-from tasks.score import SCORE
-from tasks.shards import shards_of
-from tasks.stage import Run, Stage, StageItem
-from tasks.tally import TALLY
+from cascade.storage.artefacts import Artefact, Store
+from cascade.storage.errors import CorruptItem
+from cascade.tasks.aggregate import AGGREGATE
+from cascade.tasks.decoded import forget_photographs
+from cascade.tasks.embed import EMBED
+from cascade.tasks.localise import LOCALISE
+from cascade.tasks.prompt import PROMPT
+from cascade.tasks.refine import REFINE
+from cascade.tasks.score import SCORE
+from cascade.tasks.shards import shards_of
+from cascade.tasks.stage import Run, Stage, StageItem
+from cascade.tasks.tally import TALLY
 
 STAGES: tuple[Stage, ...] = (EMBED, LOCALISE, PROMPT, REFINE, SCORE, TALLY, AGGREGATE)
 

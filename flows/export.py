@@ -12,11 +12,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from flows.finished import read_finished, require_scores
-from storage.artefacts import Artefact
-from storage.atomic import replacing
-from storage.errors import ConfigError, nearest
-from tasks.score import STEPS
+from cascade.flows.finished import read_finished, require_scores
+from cascade.storage.artefacts import Artefact
+from cascade.storage.atomic import replacing
+from cascade.storage.errors import ConfigError, nearest
+from cascade.tasks.score import STEPS
 
 MapFormat = Literal["npy", "tiff"]
 MaskFormat = Literal["png"]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from configs.loader import load_experiment, preset_names
-from storage.artefacts import Artefact, Store
-from storage.errors import DataError, StoreError
-from storage.keys import StageKey, leaves
+from cascade.configs.loader import load_experiment, preset_names
+from cascade.storage.artefacts import Artefact, Store
+from cascade.storage.errors import DataError, StoreError
+from cascade.storage.keys import StageKey, leaves
 
 _SECTIONS = frozenset(
     ("finished", "engine", "experiment", "dataset", "store", "keys", "weights", "stages", "versions", "machine")
@@ -23,7 +23,7 @@ _SECTIONS = frozenset(
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A folder that ``flows.outputs`` has written.
+    """A folder that ``cascade.flows.outputs`` has written.
 
     Attributes:
         folder: where the tables are.

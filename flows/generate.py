@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cascade.storage.atomic import replacing
+from cascade.storage.errors import ConfigError, nearest
 from cascade.synthesis.scene import CATEGORIES, generate_scene
-from storage.atomic import replacing
-from storage.errors import ConfigError, nearest
 
 # Far above every seed that the mini models are trained on or validated with.
 _FIRST_SEED = 10**12

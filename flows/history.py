@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from flows.finished import read_finished
-from storage.atomic import replacing
-from storage.errors import ConfigError, DataError, nearest
-from storage.keys import digest_of
-from tasks.aggregate import MEAN, METRICS
-from tasks.score import STEPS
+from cascade.flows.finished import read_finished
+from cascade.storage.atomic import replacing
+from cascade.storage.errors import ConfigError, DataError, nearest
+from cascade.storage.keys import digest_of
+from cascade.tasks.aggregate import MEAN, METRICS
+from cascade.tasks.score import STEPS
 
 FILE_NAME = "history.parquet"
 _LOCK_SECONDS = 60

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from storage.artefacts import Artefact
-from tasks.shards import abandon, compute_shard
-from tasks.stage import Run, Stage, StageItem
+from cascade.storage.artefacts import Artefact
+from cascade.tasks.shards import abandon, compute_shard
+from cascade.tasks.stage import Run, Stage, StageItem
 
 
 def execute_locally(run: Run, stage: Stage, shards: Sequence[Sequence[StageItem]], artefact: Artefact) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from flows.evaluate import STAGES, StageResult
-from flows.prepare import Prepared
-from storage.atomic import replacing, write_text
-from tasks.tables import images_table, points_table, results_table
-from tasks.train_april_gan import adapter_training
-from tasks.uncertainty import LEVEL, RESAMPLES
+from cascade.flows.evaluate import STAGES, StageResult
+from cascade.flows.prepare import Prepared
+from cascade.storage.atomic import replacing, write_text
+from cascade.tasks.tables import images_table, points_table, results_table
+from cascade.tasks.train_april_gan import adapter_training
+from cascade.tasks.uncertainty import LEVEL, RESAMPLES
 
 _PACKAGES = (
     "clip-sam-cascade",

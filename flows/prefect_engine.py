@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from flows.prefect_server import prefect_server, server_is_ours  # first: it sets Prefect's defaults
+from cascade.flows.prefect_server import prefect_server, server_is_ours  # first: it sets Prefect's defaults
 
 # isort: split
 
@@ -16,14 +16,14 @@ from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from configs.schema import RuntimeConfig
-from flows.evaluate import Reporter, StageResult, evaluate
-from flows.runners import make_runner
-from storage.artefacts import Artefact
-from tasks.aggregate import MEAN, table_rows
-from tasks.prefect_task import ShardWork, prefect_task
-from tasks.shards import ShardReference, abandon, holds, shard_digest
-from tasks.stage import Run, Stage, StageItem
+from cascade.configs.schema import RuntimeConfig
+from cascade.flows.evaluate import Reporter, StageResult, evaluate
+from cascade.flows.runners import make_runner
+from cascade.storage.artefacts import Artefact
+from cascade.tasks.aggregate import MEAN, table_rows
+from cascade.tasks.prefect_task import ShardWork, prefect_task
+from cascade.tasks.shards import ShardReference, abandon, holds, shard_digest
+from cascade.tasks.stage import Run, Stage, StageItem
 
 _ARTIFACT_ROWS = 200
 Result = TypeVar("Result")

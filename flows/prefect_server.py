@@ -53,7 +53,7 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())]
+    command = [sys.executable, "-m", "cascade.flows.prefect_server", str(port), str(os.getpid())]
     process = subprocess.Popen(command, env=os.environ | _FOR_ONE_RUN)
     atexit.register(_stop, process)
     return process, f"http://127.0.0.1:{port}/api"

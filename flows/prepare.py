@@ -6,15 +6,15 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import Experiment
-from configs.settings import Settings
-from storage.artefacts import Store
-from storage.datasets import ImageRecord, Manifest, load_manifest
-from storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
-from storage.keys import StageKey
-from storage.weights import REGISTRY, LocatedWeights, locate
-from tasks.stage import Run
-from tasks.train_april_gan import adapter_training
+from cascade.configs.schema import Experiment
+from cascade.configs.settings import Settings
+from cascade.storage.artefacts import Store
+from cascade.storage.datasets import ImageRecord, Manifest, load_manifest
+from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
+from cascade.storage.keys import StageKey
+from cascade.storage.weights import REGISTRY, LocatedWeights, locate
+from cascade.tasks.stage import Run
+from cascade.tasks.train_april_gan import adapter_training
 
 _CHECK_VERSION = 1
 _SHIPPED_SAM = {"mini": "mini_sam"}

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from flows.evaluate import StagePlan, StageResult
-from storage.errors import CorruptItem
+from cascade.flows.evaluate import StagePlan, StageResult
+from cascade.storage.errors import CorruptItem
 
 
 class _Rate(ProgressColumn):

@@ -1,6 +1,6 @@
 """A re-evaluation: run an experiment on the data as it is now, and hold it against the accepted baseline.
 
-It knows no Prefect; ``flows.schedules`` makes it a scheduled flow, and ``cascade reevaluate`` a command for cron.
+It knows no Prefect; ``cascade.flows.schedules`` makes it a scheduled flow, ``cascade reevaluate`` a command for cron.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from configs.schema import Experiment
-from configs.settings import Settings
-from flows.baselines import baselines
-from flows.changes import describe, what_changed
-from flows.compare import Comparison, compare_runs, scored_images, write_comparison
-from flows.evaluate import Reporter, StagePlan, StageResult, plan
-from flows.finished import FinishedRun, read_finished
-from flows.history import remember_run
-from flows.outputs import default_folder, write_run
-from flows.prepare import prepare, remember_checked
-from storage.errors import DataError, StageError
-from tasks import score
-from tasks.comparison import match_images
-from tasks.stage import Run
+from cascade.configs.schema import Experiment
+from cascade.configs.settings import Settings
+from cascade.flows.baselines import baselines
+from cascade.flows.changes import describe, what_changed
+from cascade.flows.compare import Comparison, compare_runs, scored_images, write_comparison
+from cascade.flows.evaluate import Reporter, StagePlan, StageResult, plan
+from cascade.flows.finished import FinishedRun, read_finished
+from cascade.flows.history import remember_run
+from cascade.flows.outputs import default_folder, write_run
+from cascade.flows.prepare import prepare, remember_checked
+from cascade.storage.errors import DataError, StageError
+from cascade.tasks import score
+from cascade.tasks.comparison import match_images
+from cascade.tasks.stage import Run
 
 Evaluate = Callable[[Run, Reporter], Sequence[StageResult]]
 
@@ -89,7 +89,7 @@ def reevaluate(
         evaluate: runs all stages on an engine.
         reporter: shows the progress.
         engine: its name, for ``run.json``.
-        limits: how far each metric may fall; see ``flows.compare``.
+        limits: how far each metric may fall; see ``cascade.flows.compare``.
 
     Raises:
         PipelineError: as ``cascade run`` does.

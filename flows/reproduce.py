@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.grid import Variant, expand, load_grid
-from configs.published import KnownDataset, PublishedTable, find_dataset, known_datasets, load_published
-from configs.settings import Settings
-from flows.ablate import Candidates, prepare_variants
-from flows.ablation import Ablation, new_ablation
-from flows.prepare import Prepared, missing_weights
-from storage.errors import ConfigError, LeakError, PipelineError, nearest
-from tasks.stage import Run
+from cascade.configs.grid import Variant, expand, load_grid
+from cascade.configs.published import KnownDataset, PublishedTable, find_dataset, known_datasets, load_published
+from cascade.configs.settings import Settings
+from cascade.flows.ablate import Candidates, prepare_variants
+from cascade.flows.ablation import Ablation, new_ablation
+from cascade.flows.prepare import Prepared, missing_weights
+from cascade.storage.errors import ConfigError, LeakError, PipelineError, nearest
+from cascade.tasks.stage import Run
 
 TABLES = ("table1", "table2", "table3")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from configs.schema import RuntimeConfig
-from storage.errors import ConfigError
+from cascade.configs.schema import RuntimeConfig
+from cascade.storage.errors import ConfigError
 
 _EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.prefect_engine import evaluate_on_prefect  # first: it sets Prefect's defaults
+from cascade.flows.prefect_engine import evaluate_on_prefect  # first: it sets Prefect's defaults
 
 # isort: split
 from prefect import flow
@@ -17,11 +17,11 @@ from prefect.schedules import Cron
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 
-from configs.settings import Settings
-from flows.cli.options import load_with_options
-from flows.progress import LogReporter
-from flows.reevaluate import Reevaluation, reevaluate
-from storage.errors import ConfigError
+from cascade.configs.settings import Settings
+from cascade.flows.cli.options import load_with_options
+from cascade.flows.progress import LogReporter
+from cascade.flows.reevaluate import Reevaluation, reevaluate
+from cascade.storage.errors import ConfigError
 
 REGRESSION = "cascade.regression.detected"
 """The event of a gate that tripped; automations may call a webhook on it."""

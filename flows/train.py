@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from configs.loader import parse_override, validate
-from configs.schema import Experiment, TrainConfig
-from configs.settings import Settings
-from flows.evaluate import Reporter, run_stage
-from flows.local_engine import execute_locally
-from flows.prepare import locate_clip, read_manifest, remember_checked
-from storage.errors import ConfigError, CorruptItem
-from storage.weights import locate
-from tasks.stage import Run
-from tasks.train_april_gan import TOKENS, Epoch, train_adapter
+from cascade.configs.loader import parse_override, validate
+from cascade.configs.schema import Experiment, TrainConfig
+from cascade.configs.settings import Settings
+from cascade.flows.evaluate import Reporter, run_stage
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.prepare import locate_clip, read_manifest, remember_checked
+from cascade.storage.errors import ConfigError, CorruptItem
+from cascade.storage.weights import locate
+from cascade.tasks.stage import Run
+from cascade.tasks.train_april_gan import TOKENS, Epoch, train_adapter
 
 
 def train_april_gan(

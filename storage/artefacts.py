@@ -26,9 +26,9 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from storage.errors import CorruptItem, StoreError
-from storage.keys import StageKey, canonical_json, nearest_key
-from storage.ledger import Ledger, Line, line_digest
+from cascade.storage.errors import CorruptItem, StoreError
+from cascade.storage.keys import StageKey, canonical_json, nearest_key
+from cascade.storage.ledger import Ledger, Line, line_digest
 
 if TYPE_CHECKING:  # a run that finds everything in the store touches no array, and zarr takes a while to import
     import zarr

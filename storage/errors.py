@@ -3,7 +3,7 @@
     PipelineError                      exit code 1
     ├── ConfigError      (ValueError)  exit code 2   a key, name or value in the configuration
     ├── DataError        (ValueError)  exit code 2   an image, a mask or a dataset layout
-    │   ├── ImageError                               a file that cannot be decoded (storage.datasets.images)
+    │   ├── ImageError                               a file that cannot be decoded (cascade.storage.datasets.images)
     │   └── LeakError                                an adapter trained on the data it would be tested on
     ├── StoreError       (OSError)     exit code 3   the artefact store
     │   └── CorruptItem                              an item whose bytes do not match the ledger

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from storage.keys import canonical_json
+from cascade.storage.keys import canonical_json
 
 NAME = "ledger.jsonl"
 

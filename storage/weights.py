@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from storage.errors import ConfigError, WeightsError, nearest
+from cascade.storage.errors import ConfigError, WeightsError, nearest
 
 SHIPPED_FOLDER = Path(__file__).parent / "pretrained"
 """The checkpoints that are part of the package, and ``digests.json`` with their sha256."""

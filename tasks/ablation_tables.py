@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from configs.grid import value_at
-from configs.published import KnownDataset, PublishedTable, is_row_of
-from configs.schema import Experiment
-from tasks.aggregate import MEAN, METRICS
+from cascade.configs.grid import value_at
+from cascade.configs.published import KnownDataset, PublishedTable, is_row_of
+from cascade.configs.schema import Experiment
+from cascade.tasks.aggregate import MEAN, METRICS
 
 _GROUP = ["dataset", "category", "step"]
 _PUBLISHED_COLUMNS = (

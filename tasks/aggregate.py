@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from cascade.metrics import ImageMetrics, PixelMetrics, image_metrics, summary
-from storage.artefacts import ArraySpec, Artefact
-from storage.datasets import ImageRecord
-from storage.errors import StageError
-from storage.keys import StageKey, digest_of
-from tasks import score, tally
-from tasks.stage import Run, Stage, StageItem
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.datasets import ImageRecord
+from cascade.storage.errors import StageError
+from cascade.storage.keys import StageKey, digest_of
+from cascade.tasks import score, tally
+from cascade.tasks.stage import Run, Stage, StageItem
 
 VERSION = 2
 METRICS = (

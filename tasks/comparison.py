@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cascade.metrics import adjusted_p_values, p_value, percentile_intervals
-from storage.artefacts import Artefact
-from tasks.aggregate import MEAN, METRICS
-from tasks.uncertainty import (
+from cascade.storage.artefacts import Artefact
+from cascade.tasks.aggregate import MEAN, METRICS
+from cascade.tasks.uncertainty import (
     Evidence,
     ScoredImage,
     category_weights,
@@ -96,7 +96,8 @@ def compare_paired(
     """Difference of every metric of one step, with a percentile interval and two-sided bootstrap p-values.
 
     A resample draws the same images for both runs, so that what makes an image hard for both leaves the difference.
-    Strata and weights are those of ``tasks.uncertainty``; an image whose label differs is a stratum of its own kind.
+    Strata and weights are those of ``cascade.tasks.uncertainty``; an image whose label differs is a stratum of its own
+    kind.
 
     Raises ``StoreError`` if a store lacks some of the images.
     """

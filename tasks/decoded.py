@@ -11,8 +11,8 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.datasets import ImageRecord, read_image
-from tasks.stage import Run
+from cascade.storage.datasets import ImageRecord, read_image
+from cascade.tasks.stage import Run
 
 LIMIT = 1 << 30
 """Bytes that may wait: 1,300 photographs at 518 px, 350 at 448 and 896 px."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.artefacts import ArraySpec, Artefact
-from storage.datasets import read_image
-from storage.keys import StageKey
-from tasks import localise
-from tasks.decoded import keep_for_clip
-from tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
-from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite, worded_id
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.datasets import read_image
+from cascade.storage.keys import StageKey
+from cascade.tasks import localise
+from cascade.tasks.decoded import keep_for_clip
+from cascade.tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite, worded_id
 
 VERSION = 1
 
@@ -26,7 +26,7 @@ def key(run: Run) -> StageKey:
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``embedding`` [C, grid, grid] float16, the encoder's output."""
     from cascade.sam.build import embedding_shape
-    from tasks.models import compiles, sam_of
+    from cascade.tasks.models import compiles, sam_of
 
     sam_of(run), compiles(run)  # what cannot work is refused before anything is written
     return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
@@ -37,7 +37,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     import torch
 
     from cascade.sam.image import embed, normalise, to_input
-    from tasks.models import compiles, sam_of
+    from cascade.tasks.models import compiles, sam_of
 
     config = run.experiment.embed
     sam = sam_of(run)

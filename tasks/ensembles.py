@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cascade.clip.ensemble import PromptEnsemble
-from configs.loader import PROMPTS, read_yaml
-from storage.errors import ConfigError, nearest
+from cascade.configs.loader import PROMPTS, read_yaml
+from cascade.storage.errors import ConfigError, nearest
 
 _KEYS = ("normal", "abnormal", "templates")
 

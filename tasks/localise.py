@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.artefacts import ArraySpec, Artefact
-from storage.keys import StageKey
-from tasks.decoded import squares_for_clip
-from tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
-from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
-from tasks.words import text_features
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.keys import StageKey
+from cascade.tasks.decoded import squares_for_clip
+from cascade.tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+from cascade.tasks.words import text_features
 
 VERSION = 2
 
 
 def key(run: Run) -> StageKey:
     """Model, adapter, the sentences themselves (not the name of their file), and the input size."""
-    from tasks.ensembles import load_ensemble
+    from cascade.tasks.ensembles import load_ensemble
 
     config = config_of(
         run.experiment.localise,
@@ -35,7 +35,7 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``logits`` [L, 2, grid, grid] float32: both logits of each block, on the grid of the largest input."""
-    from tasks.models import adapter_of, check_vision, clip_config, clip_of
+    from cascade.tasks.models import adapter_of, check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
@@ -52,7 +52,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 
     from cascade.clip.april_gan import grid_logits, image_score, mean_logits
     from cascade.clip.backbone import ImageTokens, image_tensor, image_tokens
-    from tasks.models import adapter_of, clip_of, device_of
+    from cascade.tasks.models import adapter_of, clip_of, device_of
 
     config = run.experiment.localise
     clips, adapter, device = [clip_of(run, side) for side in config.sides], adapter_of(run), device_of(run)

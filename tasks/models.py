@@ -18,14 +18,14 @@ from torch.compiler import config as compiler
 
 from cascade.clip.april_gan import LinearAdapter, build_adapter
 from cascade.clip.backbone import build_clip, compile_blocks, model_config, model_names
+from cascade.configs.loader import MODELS
+from cascade.configs.schema import LocaliseConfig
 from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
 from cascade.sam.decoder import Decoder, decode
-from configs.loader import MODELS
-from configs.schema import LocaliseConfig
-from storage.errors import ConfigError, WeightsError, nearest
-from tasks.devices import claim_device
-from tasks.stage import Run
+from cascade.storage.errors import ConfigError, WeightsError, nearest
+from cascade.tasks.devices import claim_device
+from cascade.tasks.stage import Run
 
 _ADAPTER_KEY = "trainable_linearlayer"
 _GRAPHS = 64

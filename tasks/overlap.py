@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from numpy.typing import NDArray
 
-from storage.artefacts import Artefact
+from cascade.storage.artefacts import Artefact
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from prefect import Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
-from storage.artefacts import Artefact
-from tasks.shards import ShardReference, compute_shard
-from tasks.stage import Run, Stage, StageItem
+from cascade.storage.artefacts import Artefact
+from cascade.tasks.shards import ShardReference, compute_shard
+from cascade.tasks.stage import Run, Stage, StageItem
 
 
 class ShardPolicy(CachePolicy):

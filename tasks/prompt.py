@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import Frame, PromptConfig
-from storage.artefacts import ArraySpec, Artefact
-from storage.datasets import ImageRecord
-from storage.keys import StageKey
-from tasks import embed, localise
-from tasks.overlap import on_every_core, read_ahead
-from tasks.stage import Run, Stage, StageItem, config_of, worded_items
+from cascade.configs.schema import Frame, PromptConfig
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.datasets import ImageRecord
+from cascade.storage.keys import StageKey
+from cascade.tasks import embed, localise
+from cascade.tasks.overlap import on_every_core, read_ahead
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_items
 
 if TYPE_CHECKING:
     from cascade.ppg import PromptOptions

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.artefacts import ArraySpec, Artefact
-from storage.keys import StageKey
-from tasks import embed, localise, prompt
-from tasks.overlap import Write, batches, on_every_core, read_ahead, written_behind
-from tasks.shards import shards_of
-from tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.keys import StageKey
+from cascade.tasks import embed, localise, prompt
+from cascade.tasks.overlap import Write, batches, on_every_core, read_ahead, written_behind
+from cascade.tasks.shards import shards_of
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 
 if TYPE_CHECKING:
     from cascade.cps import Cascade, Row
@@ -96,7 +96,7 @@ def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterat
 
     from cascade.cps import CascadeOptions, run_cascade
     from cascade.frames import scale_points
-    from tasks.models import decoder_of, device_of
+    from cascade.tasks.models import decoder_of, device_of
 
     if not jobs:
         return

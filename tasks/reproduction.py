@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from configs.grid import variant_name
-from configs.published import PublishedRow, PublishedTable, is_row_of
-from tasks.aggregate import MEAN
-from tasks.stage import Run
-from tasks.uncertainty import result_intervals
+from cascade.configs.grid import variant_name
+from cascade.configs.published import PublishedRow, PublishedTable, is_row_of
+from cascade.tasks.aggregate import MEAN
+from cascade.tasks.stage import Run
+from cascade.tasks.uncertainty import result_intervals
 
 COLUMNS = (
     "method",

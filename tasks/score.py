@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.metrics import N_BINS, ScoreHistogram
-from storage.artefacts import ArraySpec, Artefact, Item
-from storage.datasets import ImageRecord, mask_in_frame, read_mask
-from storage.errors import DataError
-from storage.keys import StageKey
-from tasks import localise, prompt, refine
-from tasks.overlap import on_every_core
-from tasks.prompt import frame_size
-from tasks.stage import Run, Stage, StageItem, config_of, worded_id
+from cascade.storage.artefacts import ArraySpec, Artefact, Item
+from cascade.storage.datasets import ImageRecord, mask_in_frame, read_mask
+from cascade.storage.errors import DataError
+from cascade.storage.keys import StageKey
+from cascade.tasks import localise, prompt, refine
+from cascade.tasks.overlap import on_every_core
+from cascade.tasks.prompt import frame_size
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_id
 
 VERSION = 2
 STEPS = ("clip", *refine.STEPS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from storage.artefacts import Artefact
-from storage.errors import StageError
-from storage.keys import digest_of
-from tasks.stage import Run, Stage, StageItem
+from cascade.storage.artefacts import Artefact
+from cascade.storage.errors import StageError
+from cascade.storage.keys import digest_of
+from cascade.tasks.stage import Run, Stage, StageItem
 
 
 class ShardReference(TypedDict):

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.schema import Experiment, Section
-from storage.artefacts import ArraySpec, Artefact, Store
-from storage.datasets import ImageRecord, Manifest
-from storage.errors import StageError
-from storage.keys import StageKey
-from storage.weights import LocatedWeights
+from cascade.configs.schema import Experiment, Section
+from cascade.storage.artefacts import ArraySpec, Artefact, Store
+from cascade.storage.datasets import ImageRecord, Manifest
+from cascade.storage.errors import StageError
+from cascade.storage.keys import StageKey
+from cascade.storage.weights import LocatedWeights
 
 
 @dataclass(frozen=True)

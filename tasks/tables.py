@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import prompt, refine, score
-from tasks.aggregate import METRICS, table_rows
-from tasks.stage import Run, worded_id
+from cascade.tasks import prompt, refine, score
+from cascade.tasks.aggregate import METRICS, table_rows
+from cascade.tasks.stage import Run, worded_id
 
 REFINER = "cps"
 RESULT_COLUMNS = (
@@ -28,8 +28,8 @@ _POINT_COLUMNS = ("dataset", "category", "path", "image_id", "set", "x", "y", "l
 def results_table(run: Run, *, leak: bool = False, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row for each category and step, and one mean for each step; undefined metrics are missing.
 
-    With the ``intervals`` of ``tasks.uncertainty`` each metric gets a column ``<metric>_low`` and ``<metric>_high``. A
-    column ``leak`` is added only if the adapter was trained on what it was tested on.
+    With the ``intervals`` of ``cascade.tasks.uncertainty`` each metric gets columns ``<metric>_low`` and
+    ``<metric>_high``. A column ``leak`` is added only if the adapter was trained on what it was tested on.
     """
     constant = {
         "dataset": run.manifest.name,

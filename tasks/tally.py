@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from cascade.metrics import ScoreHistogram
-from storage.artefacts import ArraySpec, Artefact
-from storage.datasets import ImageRecord
-from storage.keys import StageKey, digest_of
-from tasks import score
-from tasks.overlap import read_ahead
-from tasks.stage import Run, Stage, StageItem
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.datasets import ImageRecord
+from cascade.storage.keys import StageKey, digest_of
+from cascade.tasks import score
+from cascade.tasks.overlap import read_ahead
+from cascade.tasks.stage import Run, Stage, StageItem
 
 VERSION = 1
 BLOCK = 256

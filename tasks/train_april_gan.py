@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 
-from configs.schema import TrainConfig
-from storage.artefacts import ArraySpec, Artefact
-from storage.atomic import replacing
-from storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
-from storage.errors import DataError
-from storage.keys import StageKey
-from storage.weights import LocatedWeights
-from tasks.overlap import batches, encoded_at_once, read_ahead
-from tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
-from tasks.words import text_features
+from cascade.configs.schema import TrainConfig
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.atomic import replacing
+from cascade.storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
+from cascade.storage.errors import DataError
+from cascade.storage.keys import StageKey
+from cascade.storage.weights import LocatedWeights
+from cascade.tasks.overlap import batches, encoded_at_once, read_ahead
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
+from cascade.tasks.words import text_features
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``tokens`` [L, 1 + grid², width] float16."""
-    from tasks.models import check_vision, clip_config, clip_of
+    from cascade.tasks.models import check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
@@ -61,7 +61,7 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Encode images and store the tokens of the chosen blocks."""
-    from tasks.models import clip_of, device_of
+    from cascade.tasks.models import clip_of, device_of
 
     clip = clip_of(run)
     images = read_ahead(items, lambda item: read_image(run.image_path(item.record)))
@@ -91,7 +91,7 @@ def train_adapter(
 
     from cascade.clip.april_gan import LinearAdapter, grid_logits, layer_maps
     from cascade.losses import segmentation_loss
-    from tasks.models import adapter_of, clip_config, clip_of, device_of
+    from cascade.tasks.models import adapter_of, clip_config, clip_of, device_of
 
     records = list(run.manifest)
     _check_training_data(run, records)
@@ -189,7 +189,7 @@ def _encode(run: Run, clip: nn.Module, images: Sequence[NDArray[np.uint8]]) -> t
     import torch
 
     from cascade.clip.backbone import image_tensor, image_tokens, squared
-    from tasks.models import device_of
+    from cascade.tasks.models import device_of
 
     config = run.experiment.localise
     inputs = torch.stack([image_tensor(squared(image, config.image_side)) for image in images])

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cascade.metrics import OccupiedBins, bins_of_scores, draw_weights, percentile_intervals, resampled_metrics
-from storage.artefacts import Artefact
-from storage.errors import ConfigError
-from tasks import score
-from tasks.aggregate import MEAN, METRICS, table_rows
-from tasks.stage import Run
+from cascade.storage.artefacts import Artefact
+from cascade.storage.errors import ConfigError
+from cascade.tasks import score
+from cascade.tasks.aggregate import MEAN, METRICS, table_rows
+from cascade.tasks.stage import Run
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -100,7 +100,7 @@ class Evidence:
     def resampled(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """The metrics of images that are weighted by ``weights`` [R, N]: [steps, R, metrics].
 
-        NaN where the table's cell would be empty; see ``tasks.aggregate`` for when that is.
+        NaN where the table's cell would be empty; see ``cascade.tasks.aggregate`` for when that is.
         """
         # each step keeps a core busy; threads of the matrix product would only wait for each other
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from storage.artefacts import ArraySpec, Artefact
-from storage.errors import CorruptItem
-from storage.keys import StageKey
-from tasks.stage import Run
+from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.errors import CorruptItem
+from cascade.storage.keys import StageKey
+from cascade.tasks.stage import Run
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ VERSION = 1
 
 def key(run: Run) -> StageKey:
     """Model, activation, weights, and the sentences themselves."""
-    from tasks.ensembles import load_ensemble
+    from cascade.tasks.ensembles import load_ensemble
 
     localise = run.experiment.localise
     config = {
@@ -37,7 +37,7 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
     """[D, 2] float32 unit columns, normal and abnormal, for each class, on the run's device."""
     import torch
 
-    from tasks.models import device_of
+    from cascade.tasks.models import device_of
 
     artefact = run.artefact(key(run))
     artefact.done()
@@ -58,8 +58,8 @@ def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
     import torch
 
     from cascade.clip.backbone import mean_text_feature
-    from tasks.ensembles import load_ensemble
-    from tasks.models import clip_config, clip_of
+    from cascade.tasks.ensembles import load_ensemble
+    from cascade.tasks.models import clip_config, clip_of
 
     clip, ensemble = clip_of(run), load_ensemble(run.experiment.localise.prompts)
     shape = (clip_config(run.experiment.localise.backbone)["embed_dim"], 2)

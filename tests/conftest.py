@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from tasks import overlap
+from cascade.tasks import overlap
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from configs.loader import load_experiment
-from storage.artefacts import Artefact, Store
-from storage.keys import StageKey, digest_of
-from tasks.aggregate import METRICS
-from tasks.comparison import Scored
-from tasks.score import STEPS, histogram_specs, stored_histograms
-from tasks.uncertainty import ScoredImage
+from cascade.configs.loader import load_experiment
+from cascade.storage.artefacts import Artefact, Store
+from cascade.storage.keys import StageKey, digest_of
+from cascade.tasks.aggregate import METRICS
+from cascade.tasks.comparison import Scored
+from cascade.tasks.score import STEPS, histogram_specs, stored_histograms
+from cascade.tasks.uncertainty import ScoredImage
 
 SIDE = 24
 GOOD, DEFECTIVE = 5, 9

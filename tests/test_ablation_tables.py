@@ -6,12 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from configs.grid import Variant, expand, varied_keys
-from configs.published import PublishedRow, PublishedTable, known_datasets
-from tasks.ablation_tables import FinishedVariant, ablation_table, beside_published, pivot
-from tasks.aggregate import METRICS
-from tasks.reproduction import verdict
-from tasks.score import STEPS
+from cascade.configs.grid import Variant, expand, varied_keys
+from cascade.configs.published import PublishedRow, PublishedTable, known_datasets
+from cascade.tasks.ablation_tables import FinishedVariant, ablation_table, beside_published, pivot
+from cascade.tasks.aggregate import METRICS
+from cascade.tasks.reproduction import verdict
+from cascade.tasks.score import STEPS
 from tests.test_grid import SHAPE, SIZE, grid
 
 LAST = STEPS[-1]

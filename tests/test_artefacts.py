@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storage.artefacts import ArraySpec, Artefact, Store
-from storage.errors import CorruptItem, StoreError
-from storage.keys import StageKey
+from cascade.storage.artefacts import ArraySpec, Artefact, Store
+from cascade.storage.errors import CorruptItem, StoreError
+from cascade.storage.keys import StageKey
 
 KEY = StageKey("embed", 1, {"side": 4, "words": "naïve"}, {}, {"sam": "ab" * 32})
 SPECS = {"values": ArraySpec((2, 3), "float16"), "counts": ArraySpec((8,), "uint32", compress=True)}
@@ -31,8 +31,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from storage.artefacts import ArraySpec, Store
-from storage.keys import StageKey
+from cascade.storage.artefacts import ArraySpec, Store
+from cascade.storage.keys import StageKey
 key = StageKey("embed", 1, {"side": 4, "words": "naïve"}, {}, {"sam": "ab" * 32})
 specs = {"values": ArraySpec((2, 3), "float16"), "counts": ArraySpec((8,), "uint32", compress=True)}
 artefact = Store(Path(sys.argv[1])).artefact(key)

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cascade.clip.backbone import build_clip, image_tokens
-from configs.loader import MODELS
+from cascade.configs.loader import MODELS
 
 SIDE, IMAGES = 64, 3
 LAYERS = (2, 8)

@@ -8,10 +8,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from cascade.metrics import percentile_intervals
-from tasks.aggregate import METRICS
-from tasks.comparison import Scored, compare_paired, match_images
-from tasks.score import STEPS
-from tasks.uncertainty import ScoredImage, category_weights, labels_of, mean_of, read_evidence
+from cascade.tasks.aggregate import METRICS
+from cascade.tasks.comparison import Scored, compare_paired, match_images
+from cascade.tasks.score import STEPS
+from cascade.tasks.uncertainty import ScoredImage, category_weights, labels_of, mean_of, read_evidence
 from tests.planted import PlantedImage, plant_scores, planted_images
 
 STEP = STEPS[-1]

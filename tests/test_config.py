@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from configs import schema
-from configs.loader import load_experiment, preset_names, read_yaml
-from configs.schema import Experiment, Section
-from storage.errors import ConfigError
-from tasks.stage import config_of
+from cascade.configs import schema
+from cascade.configs.loader import load_experiment, preset_names, read_yaml
+from cascade.configs.schema import Experiment, Section
+from cascade.storage.errors import ConfigError
+from cascade.tasks.stage import config_of
 
 SECTIONS = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, Section)]
 Writer = Callable[[str, str], Path]

@@ -5,12 +5,19 @@ from typing import Any
 
 import pytest
 
-from configs.grid import MAX_VARIANTS, Grid, expand, grid_names, load_grid, value_at
-from configs.loader import validate
-from configs.published import PublishedRow, find_dataset, is_row_of, known_datasets, load_published, published_names
-from storage.errors import ConfigError
-from tasks.aggregate import METRICS
-from tasks.score import STEPS
+from cascade.configs.grid import MAX_VARIANTS, Grid, expand, grid_names, load_grid, value_at
+from cascade.configs.loader import validate
+from cascade.configs.published import (
+    PublishedRow,
+    find_dataset,
+    is_row_of,
+    known_datasets,
+    load_published,
+    published_names,
+)
+from cascade.storage.errors import ConfigError
+from cascade.tasks.aggregate import METRICS
+from cascade.tasks.score import STEPS
 
 SHAPE, SIZE = "prompt.dilation.shape", "prompt.dilation.size"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.keys import StageKey, canonical_json, differences, digest_of, nearest_key
+from cascade.storage.keys import StageKey, canonical_json, differences, digest_of, nearest_key
 
 CONFIG = {"rule": "max", "size": 25, "weight": 0.1, "layers": [6, 12], "words": {"b": "ü", "a": None}, "on": True}
 DIGEST = "0123456789abcdef" * 4
@@ -33,7 +33,7 @@ def test_the_digest_is_sha256_of_the_canonical_json() -> None:
 def test_the_digest_is_the_same_in_every_process(seed: str) -> None:
     # A set makes the order of insertion depend on the hash seed.
     script = (
-        f"from storage.keys import StageKey\nconfig = {CONFIG!r}\n"
+        f"from cascade.storage.keys import StageKey\nconfig = {CONFIG!r}\n"
         "config = {name: config[name] for name in set(config)}\n"
         f"print(StageKey('refine', 1, config, {{'embed': {DIGEST!r}}}, {{'sam': {DIGEST!r}}}).digest)"
     )

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tasks.overlap import batches, on_every_core, read_ahead, written_behind
+from cascade.tasks.overlap import batches, on_every_core, read_ahead, written_behind
 
 
 @pytest.mark.parametrize("ahead", [read_ahead, on_every_core])

@@ -8,10 +8,10 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
+from cascade.configs.schema import PromptConfig
 from cascade.frames import InputFrame
 from cascade.ppg import PromptOptions, dilation_kernel, generate_prompts
-from configs.schema import PromptConfig
-from tasks.prompt import prompt_options
+from cascade.tasks.prompt import prompt_options
 
 SIDE, GRID = 96, 12
 FRAME = InputFrame(192, (192, 192))

@@ -9,17 +9,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cascade.clip.april_gan import anomaly_map, build_adapter, grid_logits
-from configs.loader import load_experiment
-from configs.schema import TrainConfig
-from configs.settings import Settings
-from flows.generate import generate_dataset
-from flows.prepare import find_leak, read_manifest
-from flows.train import train_april_gan
-from storage.artefacts import Store
-from storage.datasets import read_image
-from storage.errors import ConfigError, DataError, WeightsError
-from storage.weights import LocatedWeights, file_sha256
-from tasks import train_april_gan as training
+from cascade.configs.loader import load_experiment
+from cascade.configs.schema import TrainConfig
+from cascade.configs.settings import Settings
+from cascade.flows.generate import generate_dataset
+from cascade.flows.prepare import find_leak, read_manifest
+from cascade.flows.train import train_april_gan
+from cascade.storage.artefacts import Store
+from cascade.storage.datasets import read_image
+from cascade.storage.errors import ConfigError, DataError, WeightsError
+from cascade.storage.weights import LocatedWeights, file_sha256
+from cascade.tasks import train_april_gan as training
 
 
 class Quiet:
@@ -45,7 +45,7 @@ def clip_weights(tmp_path_factory):
     """The mini CLIP with random weights and the standard names."""
     import open_clip
 
-    from tasks.models import clip_config
+    from cascade.tasks.models import clip_config
 
     torch.manual_seed(0)
     config = clip_config("mini")
@@ -81,8 +81,8 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
     """Adam on focal + Dice over the cached tokens, in the seeded order; written out with plain torch."""
     from cascade.clip.april_gan import LinearAdapter, layer_maps
     from cascade.losses import segmentation_loss
-    from tasks.stage import Run
-    from tasks.words import text_features
+    from cascade.tasks.stage import Run
+    from cascade.tasks.words import text_features
 
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=5, learning_rate=0.01))
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
@@ -134,7 +134,7 @@ def test_a_start_that_does_not_exist_is_named(experiment, tmp_path):
 
 def test_mosaics_are_made_of_one_category(experiment, tmp_path):
     """A 2 x 2 canvas of the category's own images, masks alike."""
-    from tasks.stage import Run
+    from cascade.tasks.stage import Run
 
     run = Run(experiment, read_manifest(experiment, tmp_path), tmp_path, {})
     image, mask = training._mosaic(run, "nut", np.random.default_rng(1))
@@ -182,7 +182,7 @@ def test_a_foreign_adapter_is_judged_by_what_the_configuration_says(dataset, tmp
 
 
 def test_authors_checkpoint_layout_is_loaded(tmp_path):
-    from tasks.models import read_state
+    from cascade.tasks.models import read_state
 
     state = {f"fc.{i}.weight": torch.randn(6, 5) for i in range(4)} | {f"fc.{i}.bias": torch.randn(6) for i in range(4)}
     path = tmp_path / "mvtec_pretrained.pth"

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import open_clip
 import pytest
 
-from storage.errors import ConfigError, WeightsError
-from storage.weights import REGISTRY, SHIPPED_FOLDER, WeightsEntry, fetch, file_sha256, locate, weights_table
+from cascade.storage.errors import ConfigError, WeightsError
+from cascade.storage.weights import REGISTRY, SHIPPED_FOLDER, WeightsEntry, fetch, file_sha256, locate, weights_table
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -226,7 +226,9 @@ def test_a_wrong_size_is_reported_without_hashing(
     folder: Path, registry: dict[str, WeightsEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(folder, CONTENT[:10])
-    monkeypatch.setattr("storage.weights.file_sha256", lambda path: pytest.fail("hashed a file of the wrong size"))
+    monkeypatch.setattr(
+        "cascade.storage.weights.file_sha256", lambda path: pytest.fail("hashed a file of the wrong size")
+    )
     with pytest.raises(WeightsError, match=f"10 bytes instead of {len(CONTENT)}"):
         locate("tiny", folder=folder, registry=registry)
 

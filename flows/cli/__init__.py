@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from flows.cli import ablate, bench, compare, data, history, reproduce, run, schedule, store, train, weights
+from cascade.flows.cli import ablate, bench, compare, data, history, reproduce, run, schedule, store, train, weights
 
 app = typer.Typer(
     name="cascade",
@@ -44,7 +44,7 @@ def main() -> None:
     gc.set_threshold(_COLLECT_AFTER)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    from storage.errors import PipelineError
+    from cascade.storage.errors import PipelineError
 
     try:
         app(args=arguments)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import make_console, models_note, per_cent, plain
-from flows.cli.options import (
+from cascade.flows.cli.console import make_console, models_note, per_cent, plain
+from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
     Engine,
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from flows.ablate import Candidates
-    from flows.ablation import Ablation
-    from flows.ablation_plan import PlannedKey
+    from cascade.flows.ablate import Candidates
+    from cascade.flows.ablation import Ablation
+    from cascade.flows.ablation_plan import PlannedKey
 
 _SHOWN_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
 
@@ -58,13 +58,13 @@ def ablate(
     ] = False,
 ) -> None:
     """Evaluate every variant of a grid; a stage that several variants share runs once."""
-    from configs.grid import expand, load_grid
-    from configs.settings import Settings
-    from flows.ablate import prepare_variants
-    from flows.ablation import new_ablation, read_ablation, require_unused
-    from flows.outputs import default_folder
-    from flows.prefect_server import start_ahead
-    from storage.errors import ConfigError
+    from cascade.configs.grid import expand, load_grid
+    from cascade.configs.settings import Settings
+    from cascade.flows.ablate import prepare_variants
+    from cascade.flows.ablation import new_ablation, read_ablation, require_unused
+    from cascade.flows.outputs import default_folder
+    from cascade.flows.prefect_server import start_ahead
+    from cascade.storage.errors import ConfigError
 
     machine, console = Settings(), make_console()
     if resume is not None:
@@ -106,13 +106,13 @@ def carry_out(
     ablation: Ablation, candidates: Candidates, folder: Path, engine: Engine, console: Console
 ) -> tuple[Ablation, pd.DataFrame | None]:
     """Run what is not in the store, and write the folder."""
-    from flows.ablate import run_ablation
-    from flows.ablation import VariantState, write_ablation
-    from flows.ablation_outputs import finished_table, write_failures, write_plots, write_tables
-    from flows.evaluate import Executor
-    from flows.local_engine import execute_locally
-    from flows.prepare import Prepared, remember_checked
-    from flows.progress import RichReporter
+    from cascade.flows.ablate import run_ablation
+    from cascade.flows.ablation import VariantState, write_ablation
+    from cascade.flows.ablation_outputs import finished_table, write_failures, write_plots, write_tables
+    from cascade.flows.evaluate import Executor
+    from cascade.flows.local_engine import execute_locally
+    from cascade.flows.prepare import Prepared, remember_checked
+    from cascade.flows.progress import RichReporter
 
     ready = [each for each in candidates.values() if isinstance(each, Prepared)]
     for line in dict.fromkeys(line for each in ready for line in each.warnings):
@@ -135,7 +135,7 @@ def carry_out(
             if engine == "local":
                 ended = work(execute_locally)
             else:
-                from flows.prefect_engine import execute_on_prefect, run_as_flow
+                from cascade.flows.prefect_engine import execute_on_prefect, run_as_flow
 
                 runtime = max((each.run.experiment.runtime for each in ready), key=lambda own: own.workers)
                 parameters = {"grid": ablation.name, "variants": [each.changes for each in ablation.variants]}
@@ -157,9 +157,9 @@ def show_plan(ablation: Ablation, candidates: Candidates, runs: Path, console: C
 
     from rich.tree import Tree
 
-    from flows.ablation_plan import plan_keys
-    from flows.prepare import Prepared
-    from flows.timings import past_rates
+    from cascade.flows.ablation_plan import plan_keys
+    from cascade.flows.prepare import Prepared
+    from cascade.flows.timings import past_rates
 
     ready = {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
     planned = plan_keys(ready, past_rates(runs))
@@ -180,9 +180,9 @@ def show_ablation(ablation: Ablation, table: pd.DataFrame, console: Console) -> 
     """The means in per cent, the best of each step in bold, published numbers in brackets; then what failed."""
     from rich.table import Table
 
-    from flows.ablation_outputs import published_table
-    from tasks.aggregate import MEAN
-    from tasks.score import STEPS
+    from cascade.flows.ablation_outputs import published_table
+    from cascade.tasks.aggregate import MEAN
+    from cascade.tasks.score import STEPS
 
     means = table[table["category"] == MEAN]
     several = means["variant"].nunique() > 1

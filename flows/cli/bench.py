@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDER = Path(__file__).parents[3] / "benchmarks"
 NAMES = ("cps", "encoder", "clip", "decode", "metrics", "store", "ablation", "overhead")
 
 
@@ -20,7 +20,7 @@ def bench(
     ] = False,
 ) -> None:
     """Measure speed and memory against other programs that do the same work, in alternation."""
-    from storage.errors import ConfigError, nearest
+    from cascade.storage.errors import ConfigError, nearest
 
     there = [name for name in NAMES if (FOLDER / f"{name}.py").is_file()]
     if not there:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import make_console, plain, spinner
+from cascade.flows.cli.console import make_console, plain, spinner
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flows.compare import Comparison
+    from cascade.flows.compare import Comparison
 
 app = typer.Typer(help="The accepted run of each experiment and dataset.", no_args_is_help=True)
 ACCEPTED = "baseline"
@@ -34,10 +34,10 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder of comparison.md and .csv; RUN by default.")] = None,
 ) -> None:
     """Compare two runs on the images they share; exit code 1 if a metric fell by more than its limit."""
-    from configs.settings import Settings
-    from flows.baselines import baseline_of
-    from flows.compare import compare_runs, write_comparison
-    from tasks.score import STEPS
+    from cascade.configs.settings import Settings
+    from cascade.flows.baselines import baseline_of
+    from cascade.flows.compare import compare_runs, write_comparison
+    from cascade.tasks.score import STEPS
 
     limits = limits_of(max_drop)
     other = baseline_of(Settings().runs, run_folder) if baseline == ACCEPTED else Path(baseline)
@@ -56,8 +56,8 @@ def baseline_set(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
 ) -> None:
     """Accept a run: `cascade compare RUN baseline` holds later runs of its experiment and dataset against it."""
-    from configs.settings import Settings
-    from flows.baselines import accept
+    from cascade.configs.settings import Settings
+    from cascade.flows.baselines import accept
 
     accepted = accept(Settings().runs, run_folder)
     make_console().print(
@@ -70,8 +70,8 @@ def baseline_show() -> None:
     """List the accepted runs."""
     from rich.table import Table
 
-    from configs.settings import Settings
-    from flows.baselines import baselines
+    from cascade.configs.settings import Settings
+    from cascade.flows.baselines import baselines
 
     table = Table("experiment", "dataset", "accepted", "folder", box=None)
     for each in baselines(Settings().runs):
@@ -85,7 +85,7 @@ def limits_of(max_drop: list[str] | None) -> dict[str, float]:
 
 
 def _limit(text: str) -> tuple[str, float]:
-    from storage.errors import ConfigError
+    from cascade.storage.errors import ConfigError
 
     metric, _, value = text.partition("=")
     try:
@@ -101,7 +101,7 @@ def _show(comparison: Comparison, console: Console) -> None:
     """The mean and every row that changed, in per cent, then what made the runs differ and whether the gate opens."""
     from rich.table import Table
 
-    from tasks.aggregate import MEAN
+    from cascade.tasks.aggregate import MEAN
 
     colours = {"fell": "red", "vanished": "red", "improved": "green"}
     titles = (

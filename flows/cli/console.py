@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from configs.schema import Experiment
+    from cascade.configs.schema import Experiment
 
 _LOG_WIDTH = 120
 PAPER_MODELS = ("vit_h", "ViT-L-14-336")
@@ -20,7 +20,7 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     """The table of results in per cent, a blank cell where a metric is undefined; intervals below if there are any."""
     from rich.table import Column, Table
 
-    from tasks.aggregate import METRICS
+    from cascade.tasks.aggregate import METRICS
 
     step = Column("step", no_wrap=True)
     category = Column("category", no_wrap=True)

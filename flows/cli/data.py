@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.cli.console import make_console, plain, spinner
+from cascade.flows.cli.console import make_console, plain, spinner
 
 
 def generate(
@@ -19,8 +19,8 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 0,
 ) -> None:
     """Write a dataset of generated inspection photographs with exact masks."""
+    from cascade.flows.generate import generate_dataset
     from cascade.synthesis.scene import CATEGORIES
-    from flows.generate import generate_dataset
 
     with spinner("generating photographs"):
         count = generate_dataset(
@@ -34,7 +34,7 @@ def check(
     layout: Annotated[str, typer.Option(help="mvtec, visa, folder, manifest, or auto.")] = "auto",
 ) -> None:
     """Look for everything that would make a run wrong, before any model is loaded; exit code 2 if there is."""
-    from storage.datasets import inspect_dataset
+    from cascade.storage.datasets import inspect_dataset
 
     with spinner("reading images and masks"):
         report = inspect_dataset(dataset, layout, decode=True)
@@ -65,8 +65,8 @@ def export(
     ] = None,
 ) -> None:
     """Write the scored maps and the masks they were scored against, one file each."""
-    from flows.export import export_run
-    from tasks.score import STEPS
+    from cascade.flows.export import export_run
+    from cascade.tasks.score import STEPS
 
     with spinner("writing maps and masks"):
         count = export_run(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import make_console, plain
+from cascade.flows.cli.console import make_console, plain
 
 _BAR = 40
 _TERMINAL = "terminal"
@@ -26,9 +26,9 @@ def history(
     import pandas as pd
     from rich.table import Table
 
-    from configs.settings import Settings
-    from flows.history import METRIC_COLUMNS, plot_history, read_history, select
-    from storage.errors import ConfigError, nearest
+    from cascade.configs.settings import Settings
+    from cascade.flows.history import METRIC_COLUMNS, plot_history, read_history, select
+    from cascade.storage.errors import ConfigError, nearest
 
     if metric not in METRIC_COLUMNS:
         raise ConfigError(f"no metric '{metric}'; {nearest(metric, METRIC_COLUMNS)}")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from configs.schema import Experiment
-    from flows.evaluate import Reporter, StageResult
-    from tasks.stage import Run
+    from cascade.configs.schema import Experiment
+    from cascade.flows.evaluate import Reporter, StageResult
+    from cascade.tasks.stage import Run
 
 Engine = Literal["prefect", "local"]
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Folder of images, dataset root or table.")]
@@ -42,7 +42,7 @@ def load_with_options(
     Raises:
         ConfigError: a key or value does not fit, or the local engine is asked for other processes.
     """
-    from configs.loader import load_experiment
+    from cascade.configs.loader import load_experiment
 
     experiment = load_experiment(source, as_overrides(dataset, overrides, runner=runner, devices=devices))
     require_engine(experiment, engine)
@@ -62,7 +62,7 @@ def as_overrides(
 
 def require_engine(experiment: Experiment, engine: Engine) -> None:
     """Raise ``ConfigError`` if the local engine is asked for other processes."""
-    from storage.errors import ConfigError
+    from cascade.storage.errors import ConfigError
 
     if engine == "local" and experiment.runtime.runner != "threads":
         raise ConfigError(f"runtime.runner '{experiment.runtime.runner}' needs --engine prefect")
@@ -71,10 +71,10 @@ def require_engine(experiment: Experiment, engine: Engine) -> None:
 def evaluator(engine: Engine) -> Callable[[Run, Reporter], Sequence[StageResult]]:
     """What runs all stages of a run on an engine; Prefect is imported only if it is asked for."""
     if engine == "local":
-        from flows.evaluate import evaluate
-        from flows.local_engine import execute_locally
+        from cascade.flows.evaluate import evaluate
+        from cascade.flows.local_engine import execute_locally
 
         return lambda run, reporter: evaluate(run, execute_locally, reporter)
-    from flows.prefect_engine import evaluate_on_prefect
+    from cascade.flows.prefect_engine import evaluate_on_prefect
 
     return evaluate_on_prefect

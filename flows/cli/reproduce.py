@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.ablate import carry_out
-from flows.cli.console import make_console, models_note, plain
-from flows.cli.options import EngineOption, SetOption, StoreOption
+from cascade.flows.cli.ablate import carry_out
+from cascade.flows.cli.console import make_console, models_note, plain
+from cascade.flows.cli.options import EngineOption, SetOption, StoreOption
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +37,11 @@ def reproduce(
 
     Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run.
     """
-    from configs.settings import Settings
-    from flows.outputs import default_folder
-    from flows.reproduce import plan_reproduction, runs_of
-    from storage.atomic import replacing
-    from tasks.reproduction import reproduction_table
+    from cascade.configs.settings import Settings
+    from cascade.flows.outputs import default_folder
+    from cascade.flows.reproduce import plan_reproduction, runs_of
+    from cascade.storage.atomic import replacing
+    from cascade.tasks.reproduction import reproduction_table
 
     machine, console = Settings(), make_console()
     planned = plan_reproduction(

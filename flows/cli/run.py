@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import make_console, plain, show_results, spinner
-from flows.cli.options import (
+from cascade.flows.cli.console import make_console, plain, show_results, spinner
+from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
     Engine,
@@ -21,7 +21,7 @@ from flows.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from configs.schema import Experiment
+    from cascade.configs.schema import Experiment
 
 DEMO_CATEGORIES = ("metal plate", "carpet", "pill", "wood")
 
@@ -54,7 +54,7 @@ def demo(
     engine: EngineOption = "prefect",
 ) -> None:
     """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
-    from flows.generate import generate_dataset
+    from cascade.flows.generate import generate_dataset
 
     data = out / "data"
     with spinner("generating photographs"):
@@ -72,14 +72,14 @@ def run_and_show(
     intervals: bool = False,
 ) -> None:
     """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
-    from configs.settings import Settings
-    from flows.evaluate import plan
-    from flows.history import remember_run
-    from flows.outputs import default_folder, write_run
-    from flows.prefect_server import start_ahead
-    from flows.prepare import prepare, remember_checked
-    from flows.progress import RichReporter
-    from storage.errors import PipelineError
+    from cascade.configs.settings import Settings
+    from cascade.flows.evaluate import plan
+    from cascade.flows.history import remember_run
+    from cascade.flows.outputs import default_folder, write_run
+    from cascade.flows.prefect_server import start_ahead
+    from cascade.flows.prepare import prepare, remember_checked
+    from cascade.flows.progress import RichReporter
+    from cascade.storage.errors import PipelineError
 
     machine, console = Settings(), make_console()
     if engine == "prefect" and experiment.runtime.cluster is None:
@@ -94,7 +94,7 @@ def run_and_show(
         results = evaluator(engine)(prepared.run, reporter)
     bounds = None
     if intervals:
-        from tasks.uncertainty import result_intervals
+        from cascade.tasks.uncertainty import result_intervals
 
         with spinner("drawing images"):
             bounds = result_intervals(prepared.run)

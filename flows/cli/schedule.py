@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.compare import MaxDropOption, limits_of
-from flows.cli.console import make_console, plain
-from flows.cli.options import DatasetOption, EngineOption, SetOption, StoreOption, evaluator, load_with_options
+from cascade.flows.cli.compare import MaxDropOption, limits_of
+from cascade.flows.cli.console import make_console, plain
+from cascade.flows.cli.options import DatasetOption, EngineOption, SetOption, StoreOption, evaluator, load_with_options
 
 ExperimentArgument = Annotated[str, typer.Argument(help="Preset (mini, paper, paper_strict, quality) or YAML file.")]
 
@@ -22,9 +22,9 @@ def reevaluate(
     max_drop: MaxDropOption = None,
 ) -> None:
     """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if a metric fell."""
-    from configs.settings import Settings
-    from flows.progress import RichReporter
-    from flows.reevaluate import reevaluate as again
+    from cascade.configs.settings import Settings
+    from cascade.flows.progress import RichReporter
+    from cascade.flows.reevaluate import reevaluate as again
 
     machine, console = Settings(), make_console()
     loaded = load_with_options(experiment, dataset, settings, engine=engine)
@@ -51,7 +51,7 @@ def serve(
     max_drop: MaxDropOption = None,
 ) -> None:
     """Re-evaluate on a schedule, in this process, until Ctrl-C; one run at a time, overlapping slots are skipped."""
-    from flows.schedules import serve as serve_flow
+    from cascade.flows.schedules import serve as serve_flow
 
     loaded = load_with_options(experiment, dataset, settings)  # refuses now what could not run at night
     parameters = {

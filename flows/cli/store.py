@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from flows.cli.console import make_console, plain
-from flows.cli.options import StoreOption
+from cascade.flows.cli.console import make_console, plain
+from cascade.flows.cli.options import StoreOption
 
 app = typer.Typer(help="The artefacts that runs have left.", no_args_is_help=True)
 
@@ -15,8 +15,8 @@ def store_ls(store: StoreOption = None) -> None:
     """List the artefacts: stage, key, finished items, size and configuration."""
     from rich.table import Table
 
-    from configs.settings import Settings
-    from storage.artefacts import Store
+    from cascade.configs.settings import Settings
+    from cascade.storage.artefacts import Store
 
     table = Table("stage", "key", "items", "MB", "configuration", box=None)
     for artefact in Store(store or Settings().store).stored():

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.cli.console import make_console
-from flows.cli.options import DatasetOption, SetOption, StoreOption, load_with_options
+from cascade.flows.cli.console import make_console
+from cascade.flows.cli.options import DatasetOption, SetOption, StoreOption, load_with_options
 
 app = typer.Typer(help="Train the linear layers of a CLIP method, or the mini models.", no_args_is_help=True)
 
@@ -27,10 +27,10 @@ def train_april_gan(
     store: StoreOption = None,
 ) -> None:
     """Train APRIL-GAN's linear layers on the test split of an auxiliary dataset."""
-    from configs.settings import Settings
-    from flows.progress import RichReporter
-    from flows.train import train_april_gan as train
-    from flows.train import train_config
+    from cascade.configs.settings import Settings
+    from cascade.flows.progress import RichReporter
+    from cascade.flows.train import train_april_gan as train
+    from cascade.flows.train import train_config
 
     machine, console = Settings(), make_console()
     loaded, config = load_with_options(experiment, dataset, settings), train_config(recipe or [])
@@ -55,7 +55,7 @@ def train_mini_clip(
     device: DeviceOption = "auto",
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
-    from tasks.pretraining.mini_clip import pretrain_clip
+    from cascade.tasks.pretraining.mini_clip import pretrain_clip
 
     _print_facts(pretrain_clip(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
 
@@ -72,9 +72,9 @@ def train_mini_sam(
     device: DeviceOption = "auto",
 ) -> None:
     """Train the small SAM on generated photographs; the same command resumes after a stop."""
-    from configs.settings import Settings
-    from storage.weights import locate
-    from tasks.pretraining.mini_sam import pretrain_sam
+    from cascade.configs.settings import Settings
+    from cascade.storage.weights import locate
+    from cascade.tasks.pretraining.mini_sam import pretrain_sam
 
     found = None if start is None else locate(start, folder=Settings().weights)
     facts = pretrain_sam(out, minutes=minutes, seed=seed, device=device, start=found, progress=_print_facts)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import make_console, plain, spinner
+from cascade.flows.cli.console import make_console, plain, spinner
 
 app = typer.Typer(help="Checkpoints: what is here, and how to get the rest.", no_args_is_help=True)
 
@@ -18,8 +18,8 @@ def weights_ls(
     """List the registered checkpoints and whether they are on this machine."""
     from rich.table import Table
 
-    from configs.settings import Settings
-    from storage.weights import weights_table
+    from cascade.configs.settings import Settings
+    from cascade.storage.weights import weights_table
 
     table = Table("name", "state", "MB", "license", "path", box=None)
     for row in weights_table(Settings().weights, verify=verify):
@@ -31,8 +31,8 @@ def weights_ls(
 @app.command("fetch")
 def weights_fetch(name: Annotated[str, typer.Argument(help="A name that `cascade weights ls` shows.")]) -> None:
     """Download a checkpoint and keep it only if its digest is the pinned one."""
-    from configs.settings import Settings
-    from storage.weights import fetch
+    from cascade.configs.settings import Settings
+    from cascade.storage.weights import fetch
 
     machine = Settings()
     with spinner(f"fetching {name}"):

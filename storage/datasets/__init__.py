@@ -8,7 +8,7 @@ inspection  the report, and the manifest when it has no errors
 images      strict decoding
 """
 
-from storage.datasets.images import (
+from cascade.storage.datasets.images import (
     MAX_PIXELS,
     ImageError,
     image_size,
@@ -16,10 +16,10 @@ from storage.datasets.images import (
     read_image,
     read_mask,
 )
-from storage.datasets.inspection import Report, inspect_dataset, load_manifest
-from storage.datasets.layouts import READERS, detect_layout
-from storage.datasets.listing import Problem
-from storage.datasets.manifest import ImageRecord, Manifest, Split
+from cascade.storage.datasets.inspection import Report, inspect_dataset, load_manifest
+from cascade.storage.datasets.layouts import READERS, detect_layout
+from cascade.storage.datasets.listing import Problem
+from cascade.storage.datasets.manifest import ImageRecord, Manifest, Split
 
 __all__ = [
     "MAX_PIXELS",

@@ -1,6 +1,6 @@
 """The checks themselves: of one entry's files, of the listing as a whole, and between records.
 
-:mod:`storage.datasets.inspection` lists every kind of problem.
+:mod:`cascade.storage.datasets.inspection` lists every kind of problem.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from storage.datasets.images import ImageError, image_size, read_image, read_mask_codes
-from storage.datasets.listing import Entry, Listing, Problem
-from storage.datasets.manifest import ImageRecord
+from cascade.storage.datasets.images import ImageError, image_size, read_image, read_mask_codes
+from cascade.storage.datasets.listing import Entry, Listing, Problem
+from cascade.storage.datasets.manifest import ImageRecord
 
 _T = TypeVar("_T")
 

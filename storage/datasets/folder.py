@@ -22,8 +22,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from storage.datasets.images import ImageError, read_mask
-from storage.datasets.listing import (
+from cascade.storage.datasets.images import ImageError, read_mask
+from cascade.storage.datasets.listing import (
     UNNAMED_DEFECT,
     Entry,
     Listing,

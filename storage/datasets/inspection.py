@@ -39,11 +39,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from storage.datasets.checks import check_duplicates, check_entry, check_listing
-from storage.datasets.layouts import list_dataset
-from storage.datasets.listing import Problem
-from storage.datasets.manifest import ImageRecord, Manifest
-from storage.errors import DataError
+from cascade.storage.datasets.checks import check_duplicates, check_entry, check_listing
+from cascade.storage.datasets.layouts import list_dataset
+from cascade.storage.datasets.listing import Problem
+from cascade.storage.datasets.manifest import ImageRecord, Manifest
+from cascade.storage.errors import DataError
 
 Decode = Callable[[ImageRecord], bool]
 _SHOWN = 3

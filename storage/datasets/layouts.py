@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from storage.datasets.folder import read_folder
-from storage.datasets.listing import Listing, walk_images
-from storage.datasets.mvtec import find_categories, read_mvtec
-from storage.datasets.table import FILE_NAMES, find_table, read_table
-from storage.datasets.visa import SPLIT_FILE, read_visa
-from storage.errors import ConfigError, DataError, nearest
+from cascade.storage.datasets.folder import read_folder
+from cascade.storage.datasets.listing import Listing, walk_images
+from cascade.storage.datasets.mvtec import find_categories, read_mvtec
+from cascade.storage.datasets.table import FILE_NAMES, find_table, read_table
+from cascade.storage.datasets.visa import SPLIT_FILE, read_visa
+from cascade.storage.errors import ConfigError, DataError, nearest
 
 READERS: Mapping[str, Callable[[Path], Listing]] = MappingProxyType(
     {"folder": read_folder, "manifest": read_table, "mvtec": read_mvtec, "visa": read_visa}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from storage.datasets.images import IMAGE_SUFFIXES
-from storage.datasets.manifest import Split
+from cascade.storage.datasets.images import IMAGE_SUFFIXES
+from cascade.storage.datasets.manifest import Split
 
 UNNAMED_DEFECT = "bad"
 """Kind of a defective image whose layout names none; also what VisA's own preparation script calls it."""
@@ -23,7 +23,7 @@ class Problem:
 
     Attributes:
         severity: an ``error`` would make results wrong and stops a run; a ``warning`` would make them surprising.
-        kind: short name of the rule, see :mod:`storage.datasets.checks`.
+        kind: short name of the rule, see :mod:`cascade.storage.datasets.checks`.
         path: of the file, relative to the dataset's root, or a category's name where the rule is about one.
         message: what is wrong and what to do, without the path.
     """
@@ -38,8 +38,8 @@ class Problem:
 class Entry:
     """An image as its layout describes it, before any file is opened.
 
-    The fields are those of :class:`~storage.datasets.manifest.ImageRecord`. ``mask_required`` says that a defective
-    image of this layout without a mask is an error.
+    The fields are those of :class:`~cascade.storage.datasets.manifest.ImageRecord`. ``mask_required`` says that a
+    defective image of this layout without a mask is an error.
     """
 
     path: str

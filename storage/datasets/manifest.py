@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from storage.errors import ConfigError, nearest
+from cascade.storage.errors import ConfigError, nearest
 
 Split = Literal["train", "test"]
 

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from storage.datasets.listing import (
+from cascade.storage.datasets.listing import (
     Entry,
     Listing,
     Problem,
@@ -24,8 +24,8 @@ from storage.datasets.listing import (
     orphan_masks,
     subfolders,
 )
-from storage.datasets.manifest import Split
-from storage.errors import DataError
+from cascade.storage.datasets.manifest import Split
+from cascade.storage.errors import DataError
 
 
 def find_categories(root: Path) -> dict[str, Path]:

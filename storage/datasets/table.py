@@ -20,10 +20,10 @@ from typing import cast, get_args
 
 import pandas as pd
 
-from storage.datasets.folder import label_from_mask
-from storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing, Problem, names_normal
-from storage.datasets.manifest import ImageRecord, Split
-from storage.errors import DataError
+from cascade.storage.datasets.folder import label_from_mask
+from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing, Problem, names_normal
+from cascade.storage.datasets.manifest import ImageRecord, Split
+from cascade.storage.errors import DataError
 
 FILE_NAMES = ("manifest.csv", "manifest.parquet")
 SUFFIXES = (".csv", ".parquet")

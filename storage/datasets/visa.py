@@ -14,9 +14,9 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import cast, get_args
 
-from storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing, Problem
-from storage.datasets.manifest import Split
-from storage.errors import DataError
+from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing, Problem
+from cascade.storage.datasets.manifest import Split
+from cascade.storage.errors import DataError
 
 SPLIT_FILE = "split_csv/1cls.csv"
 

@@ -18,14 +18,14 @@ from torch.nn import functional as F
 
 from cascade.clip.april_gan import anomaly_map, build_adapter, grid_logits, logit_margin
 from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
+from cascade.configs.loader import load_experiment
+from cascade.configs.settings import Settings
 from cascade.frames import InputFrame
 from cascade.ppg import PromptOptions, generate_prompts
-from configs.loader import load_experiment
-from configs.settings import Settings
-from storage.weights import locate
-from tasks.ensembles import load_ensemble
-from tasks.models import clip_config, read_state
-from tasks.prompt import prompt_options
+from cascade.storage.weights import locate
+from cascade.tasks.ensembles import load_ensemble
+from cascade.tasks.models import clip_config, read_state
+from cascade.tasks.prompt import prompt_options
 
 DOUBT = 5.0
 """Spread of the strength of the noise on CLIP's logits: on photographs its map errs more than on generated images."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.synthesis.scene import CATEGORIES, generate_scene
-from tasks.pretraining.resizing import resized
+from cascade.tasks.pretraining.resizing import resized
 
 _OTHER_NOUNS = ("object", "object", "object", "product", "item", "surface", "part", "material", "thing")
 

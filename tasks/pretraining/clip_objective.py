@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade.losses import segmentation_loss
-from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
+from cascade.tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 
 STAGES = (2, 4, 6, 8)
 """1-based vision blocks whose patch tokens are scored."""

@@ -17,10 +17,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade.configs.loader import MODELS
 from cascade.synthesis.captions import abnormal_sentence, normal_sentence
-from configs.loader import MODELS
-from tasks.pretraining.clip_examples import augment, class_word, make_example
-from tasks.pretraining.clip_objective import (
+from cascade.tasks.pretraining.clip_examples import augment, class_word, make_example
+from cascade.tasks.pretraining.clip_objective import (
     SCALE,
     STAGES,
     DenseClip,
@@ -29,8 +29,8 @@ from tasks.pretraining.clip_objective import (
     state_features,
     state_gap_loss,
 )
-from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
-from tasks.pretraining.session import (
+from cascade.tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from cascade.tasks.pretraining.session import (
     Log,
     Progress,
     Run,

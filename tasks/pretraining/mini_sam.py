@@ -16,14 +16,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from cascade.sam.build import PATCH, build_sam
-from storage.errors import ConfigError
-from storage.weights import LocatedWeights
-from tasks.models import load_state, read_state
-from tasks.pretraining.cascade_prompts import MapDrawer, draw_options, ppg_points
-from tasks.pretraining.sam_examples import Example, View, augment, make_example, make_mixed
-from tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss
-from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
-from tasks.pretraining.session import (
+from cascade.storage.errors import ConfigError
+from cascade.storage.weights import LocatedWeights
+from cascade.tasks.models import load_state, read_state
+from cascade.tasks.pretraining.cascade_prompts import MapDrawer, draw_options, ppg_points
+from cascade.tasks.pretraining.sam_examples import Example, View, augment, make_example, make_mixed
+from cascade.tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss
+from cascade.tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from cascade.tasks.pretraining.session import (
     Log,
     Progress,
     Run,
@@ -35,7 +35,7 @@ from tasks.pretraining.session import (
     scene_workers,
     training_device,
 )
-from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points, jittered
+from cascade.tasks.pretraining.simulated_prompts import boxes_of, correction, first_points, jittered
 
 PEAK_RATE, RESTART_RATE = 6e-4, 4e-4
 """Learning rates from random weights and from trained ones, which a higher one spoils."""

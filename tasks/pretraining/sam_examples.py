@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cascade.synthesis.patchwork import generate_patchwork
 from cascade.synthesis.scene import generate_scene
-from tasks.pretraining.resizing import resized
+from cascade.tasks.pretraining.resizing import resized
 
 MIN_PIXELS = 24
 """Area below which a mask is no target."""

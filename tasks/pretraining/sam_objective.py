@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cascade.sam.build import PATCH
 from cascade.sam.decoder import decode_tokens
-from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
+from cascade.tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 
 
 def attend_by_position(sam: Sam) -> None:

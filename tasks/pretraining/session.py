@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from storage.errors import ConfigError
+from cascade.storage.errors import ConfigError
 
 Progress = Callable[[dict[str, float]], None]
 """Called after each logged step with ``step``, ``minutes``, ``loss`` and, now and then, validation metrics."""

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 from torchvision import transforms
 
-from storage.datasets import MAX_PIXELS, ImageError, image_size, mask_in_frame, read_image, read_mask
-from storage.errors import DataError
+from cascade.storage.datasets import MAX_PIXELS, ImageError, image_size, mask_in_frame, read_image, read_mask
+from cascade.storage.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
 

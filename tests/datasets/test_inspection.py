@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from storage.datasets import Problem, inspect_dataset, load_manifest
-from storage.errors import DataError
+from cascade.storage.datasets import Problem, inspect_dataset, load_manifest
+from cascade.storage.errors import DataError
 
 SCRATCH = "nut/test/scratch/000.png"
 SCRATCH_MASK = "nut/ground_truth/scratch/000_mask.png"

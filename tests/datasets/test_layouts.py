@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from storage.datasets import Manifest, detect_layout, inspect_dataset, load_manifest, read_mask
-from storage.errors import ConfigError, DataError
+from cascade.storage.datasets import Manifest, detect_layout, inspect_dataset, load_manifest, read_mask
+from cascade.storage.errors import ConfigError, DataError
 
 
 def truth(manifest: Manifest) -> dict[str, tuple[str, int | None, str | None]]:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from storage.datasets import ImageRecord, Manifest, load_manifest
-from storage.errors import ConfigError
+from cascade.storage.datasets import ImageRecord, Manifest, load_manifest
+from cascade.storage.errors import ConfigError
 
 
 def record(category: str, defect: str, path: str) -> ImageRecord:

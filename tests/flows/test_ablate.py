@@ -13,20 +13,20 @@ import pandas as pd
 import pytest
 import yaml
 
-from configs.grid import Grid, expand, load_grid
-from configs.loader import validate
-from configs.settings import Settings
-from flows.ablate import Candidates, prepare_variants, run_ablation
-from flows.ablation import Ablation, new_ablation, read_ablation
-from flows.ablation_outputs import finished_table
-from flows.ablation_plan import plan_keys
-from flows.local_engine import execute_locally
-from flows.outputs import write_run
-from flows.prepare import Prepared
-from flows.timings import past_rates
-from storage.artefacts import Store
-from tasks import refine
-from tasks.aggregate import METRICS
+from cascade.configs.grid import Grid, expand, load_grid
+from cascade.configs.loader import validate
+from cascade.configs.settings import Settings
+from cascade.flows.ablate import Candidates, prepare_variants, run_ablation
+from cascade.flows.ablation import Ablation, new_ablation, read_ablation
+from cascade.flows.ablation_outputs import finished_table
+from cascade.flows.ablation_plan import plan_keys
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.outputs import write_run
+from cascade.flows.prepare import Prepared
+from cascade.flows.timings import past_rates
+from cascade.storage.artefacts import Store
+from cascade.tasks import refine
+from cascade.tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Cli, Outcome, Recorder, files_of, flip_chunk, save_adapter
 
 IMAGES = 8
@@ -70,7 +70,7 @@ def looked_up(recorder: Recorder) -> Counter[str]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the rest."""
-    monkeypatch.setattr("flows.ablation_outputs.write_plots", lambda *arguments: None)
+    monkeypatch.setattr("cascade.flows.ablation_outputs.write_plots", lambda *arguments: None)
 
 
 # What is computed
@@ -441,13 +441,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     given = arguments(empty, tmp_path, WEIGHTS)
     stopped, resumed = Stop(items), Stop(None)
     with monkeypatch.context() as patch:
-        patch.setattr("flows.progress.RichReporter", stopped)
+        patch.setattr("cascade.flows.progress.RichReporter", stopped)
         result = cli(*given, "--out", tmp_path / "part")
         assert result.code == 130
         assert f"--resume {tmp_path / 'part'}" in result.out
         assert not (tmp_path / "part" / "results.csv").exists()
         (tmp_path / "grid.yaml").unlink()  # the folder knows it
-        patch.setattr("flows.progress.RichReporter", resumed)
+        patch.setattr("cascade.flows.progress.RichReporter", resumed)
         assert cli("ablate", "--resume", tmp_path / "part", "--engine", "local").code == 0
     assert stopped.writes.total() == items
     shared = dict.fromkeys(("embed", "localise", "prompt", "refine"), IMAGES)

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from flows.cli import main
-from storage.weights import REGISTRY, WeightsEntry
-from tasks.aggregate import METRICS
-from tasks.uncertainty import result_intervals
+from cascade.flows.cli import main
+from cascade.storage.weights import REGISTRY, WeightsEntry
+from cascade.tasks.aggregate import METRICS
+from cascade.tasks.uncertainty import result_intervals
 from tests.flows.conftest import Bench, Cli, Recorder, files_of, save_adapter, save_scene
 
 
@@ -151,7 +151,7 @@ def test_a_truncated_image_is_refused_before_anything_runs(cli: Cli, own_data: B
 
 
 def test_debug_shows_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from storage.errors import ConfigError
+    from cascade.storage.errors import ConfigError
 
     monkeypatch.setattr(sys, "argv", ["cascade", "run", "papper", "--debug"])
     with pytest.raises(ConfigError, match="papper"):
@@ -246,7 +246,8 @@ def test_weights_are_fetched_from_a_mirror(
     )
     # The default arguments of storage.weights hold the registry that was there when it was imported.
     monkeypatch.setattr(
-        "storage.weights.fetch.__kwdefaults__", {"base_url": None, "progress": False, "registry": {"tiny": entry}}
+        "cascade.storage.weights.fetch.__kwdefaults__",
+        {"base_url": None, "progress": False, "registry": {"tiny": entry}},
     )
     monkeypatch.setenv("CASCADE_WEIGHTS_URL", url)
     (folder / "tiny.pth").write_bytes(content)
@@ -379,7 +380,7 @@ def test_ctrl_c_says_that_finished_items_are_kept(cli: Cli, empty: Bench, monkey
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("flows.progress.RichReporter", Stopping)
+        patch.setattr("cascade.flows.progress.RichReporter", Stopping)
         result = cli(*empty.arguments())
     assert result.code == 130
     assert result.err == "stopped; finished items are kept, the same command goes on from there\n"
@@ -389,7 +390,7 @@ def test_ctrl_c_says_that_finished_items_are_kept(cli: Cli, empty: Bench, monkey
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ablate", "--help"], ["weights", "--help"]])
 def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     script = (
-        "import sys\nfrom flows.cli import main\n"
+        "import sys\nfrom cascade.flows.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "slow = {'torch', 'prefect', 'pandas', 'zarr', 'scipy', 'open_clip', 'sklearn', 'cv2', 'matplotlib'}\n"
         "print('imported:', *sorted(slow & set(sys.modules)))"
@@ -408,7 +409,7 @@ def test_bench_runs_the_named_scripts(cli: Cli, monkeypatch: pytest.MonkeyPatch,
     (folder / "__init__.py").touch()
     (folder / "cps.py").write_text("import sys\nprint('measured', sys.argv[1:])\n", encoding="utf-8")
     (folder / "store.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
-    monkeypatch.setattr("flows.cli.bench.FOLDER", folder)
+    monkeypatch.setattr("cascade.flows.cli.bench.FOLDER", folder)
     assert cli("bench", "cps", "--json").code == 0
     assert cli("bench", "cps").code == 0
     assert cli("bench", "store").code == 3
@@ -416,7 +417,7 @@ def test_bench_runs_the_named_scripts(cli: Cli, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_bench_knows_the_benchmarks_of_this_tree() -> None:
-    from flows.cli.bench import FOLDER, NAMES
+    from cascade.flows.cli.bench import FOLDER, NAMES
 
     there = [name for name in NAMES if (FOLDER / f"{name}.py").is_file()]
     assert {"cps", "encoder", "metrics", "store", "overhead"} <= set(there)
@@ -424,5 +425,5 @@ def test_bench_knows_the_benchmarks_of_this_tree() -> None:
 
 
 def test_bench_says_what_to_do_without_a_source_tree(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("flows.cli.bench.FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr("cascade.flows.cli.bench.FOLDER", tmp_path / "nowhere")
     assert "source tree" in cli("bench").refusal()

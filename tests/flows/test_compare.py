@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.compare import compare_runs
-from storage.errors import ConfigError, DataError
-from storage.keys import digest_of
+from cascade.flows.compare import compare_runs
+from cascade.storage.errors import ConfigError, DataError
+from cascade.storage.keys import digest_of
 from tests.flows.conftest import Bench, Cli, files_of, flip_chunk
 from tests.planted import PlantedImage, plant_run, planted_images
 
@@ -53,7 +53,7 @@ def test_a_fall_of_two_points_closes_the_gate_and_names_the_category(cli: Cli, b
 
 
 def allowing(limit: float) -> list[str]:
-    from tasks.aggregate import METRICS
+    from cascade.tasks.aggregate import METRICS
 
     return [part for metric in METRICS for part in ("--max-drop", f"{metric}={limit}")]
 
@@ -249,7 +249,7 @@ def test_the_accepted_run_is_what_later_runs_are_compared_with(cli: Cli, baselin
 
 
 def test_each_experiment_and_dataset_has_a_baseline_of_its_own(cli: Cli, baseline: Path, tmp_path: Path) -> None:
-    from flows.baselines import accept, baseline_of
+    from cascade.flows.baselines import accept, baseline_of
 
     other = plant_run(tmp_path / "other", planted_images(("cap",)), dataset={"name": "elsewhere"})
     for folder in (baseline, other):

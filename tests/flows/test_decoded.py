@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.datasets import read_image
-from storage.errors import StageError
-from tasks import decoded, embed, localise
+from cascade.storage.datasets import read_image
+from cascade.storage.errors import StageError
+from cascade.tasks import decoded, embed, localise
 from tests.flows.conftest import Bench
 
 

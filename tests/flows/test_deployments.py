@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.loader import load_experiment
+from cascade.configs.loader import load_experiment
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -34,7 +34,7 @@ def test_a_deployment_is_a_flow_with_parameters_it_takes(deployment: dict[str, o
 def test_the_automation_listens_to_the_event_that_is_emitted() -> None:
     from prefect.events.schemas.automations import AutomationCore
 
-    from flows.schedules import REGRESSION
+    from cascade.flows.schedules import REGRESSION
 
     text = (ROOT / "docs" / "automation.yaml").read_text(encoding="utf-8")
     automation = AutomationCore.model_validate(yaml.safe_load(text))

@@ -19,14 +19,14 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from cascade.clip import backbone
-from configs.settings import Settings
-from flows.evaluate import STAGES, plan
-from flows.export import export_run
-from flows.outputs import write_run
-from flows.prepare import prepare
-from storage.errors import ConfigError, DataError, LeakError, StageError, StoreError
-from tasks import models
-from tasks.aggregate import METRICS
+from cascade.configs.settings import Settings
+from cascade.flows.evaluate import STAGES, plan
+from cascade.flows.export import export_run
+from cascade.flows.outputs import write_run
+from cascade.flows.prepare import prepare
+from cascade.storage.errors import ConfigError, DataError, LeakError, StageError, StoreError
+from cascade.tasks import models
+from cascade.tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Outcome, files_of, flip_chunk, save_adapter, save_scene
 
 COLUMNS = (
@@ -83,7 +83,7 @@ def test_a_second_run_computes_nothing_and_loads_no_network(bench: Bench) -> Non
 
 def test_a_second_run_imports_no_deep_learning_library(bench: Bench, tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom flows.cli import main\n"
+        "import sys\nfrom cascade.flows.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "slow = {'torch', 'torchvision', 'open_clip', 'segment_anything', 'prefect'}\n"
         "print('imported:', *sorted(slow & set(sys.modules)))"
@@ -297,10 +297,10 @@ def test_compiling_without_a_compiler_fails_before_anything_is_written(
     for variable in ("CC", "CXX"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("tasks.models.device_of", lambda run: torch.device(device))
+    monkeypatch.setattr("cascade.tasks.models.device_of", lambda run: torch.device(device))
     with pytest.raises(ConfigError, match=f"runtime.compile: no {compilers}"):
         models.compiles(empty.prepare("runtime.compile=true").run)
-    monkeypatch.setattr("tasks.models.device_of", lambda run: torch.device("cpu"))
+    monkeypatch.setattr("cascade.tasks.models.device_of", lambda run: torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"runtime\.compile"):
         empty.run("runtime.compile=true")
     assert Outcome(empty.prepare(), [], None).stored() == []  # type: ignore[arg-type]
@@ -569,8 +569,8 @@ def test_an_adapter_trained_elsewhere_is_fair(bench: Bench, tmp_path: Path) -> N
 
 
 def test_a_run_without_a_dataset_is_refused(empty: Bench) -> None:
-    from configs.loader import load_experiment
-    from storage.errors import ConfigError
+    from cascade.configs.loader import load_experiment
+    from cascade.storage.errors import ConfigError
 
     with pytest.raises(ConfigError, match="--dataset"):
         prepare(load_experiment("mini", empty.overrides), empty.store, Settings())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from configs.loader import load_experiment
-from configs.settings import Settings
-from flows.evaluate import evaluate
-from flows.generate import generate_dataset
-from flows.local_engine import execute_locally
-from flows.prepare import prepare
-from tasks.tables import images_table, results_table
-from tasks.train_april_gan import adapter_training
+from cascade.configs.loader import load_experiment
+from cascade.configs.settings import Settings
+from cascade.flows.evaluate import evaluate
+from cascade.flows.generate import generate_dataset
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.prepare import prepare
+from cascade.tasks.tables import images_table, results_table
+from cascade.tasks.train_april_gan import adapter_training
 from tests.flows.conftest import Recorder
 
 CATEGORIES = (

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from configs.schema import Experiment
-from tasks import score
-from tasks.tables import images_table, points_table, results_table
+from cascade.configs.schema import Experiment
+from cascade.tasks import score
+from cascade.tasks.tables import images_table, points_table, results_table
 from tests.flows.conftest import Bench, Outcome
 
 STAGES = ["embed", "localise", "prompt", "refine", "score", "tally", "aggregate"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("prefect")
 
 
 def run(bench: Bench, *more: str) -> Outcome:
-    from flows.prefect_engine import evaluate_on_prefect
+    from cascade.flows.prefect_engine import evaluate_on_prefect
 
     prepared, recorder = bench.prepare(*more), Recorder()
     return Outcome(prepared, evaluate_on_prefect(prepared.run, recorder), recorder)
@@ -101,7 +101,7 @@ def test_damage_is_mended_through_prefect_too(on_prefect: tuple[Bench, Outcome])
 
 
 def test_a_failing_stage_raises_its_own_error(on_prefect: tuple[Bench, Outcome], tmp_path: Path) -> None:
-    from storage.errors import WeightsError
+    from cascade.storage.errors import WeightsError
     from tests.flows.conftest import save_adapter
 
     bench, _ = on_prefect
@@ -118,7 +118,7 @@ def test_an_ablation_is_one_flow_run(bench: Bench, tmp_path: Path, cli: Cli, mon
         with get_client(sync_client=True) as client:
             return len(client.read_flow_runs())
 
-    monkeypatch.setattr("flows.ablation_outputs.write_plots", lambda *arguments: None)
+    monkeypatch.setattr("cascade.flows.ablation_outputs.write_plots", lambda *arguments: None)
     (tmp_path / "grid.yaml").write_text("axes: {grid: {score.weight: [0.2, 0.8]}}", encoding="utf-8")
     given = [part for part in bench.arguments()[2:] if part not in ("--engine", "local")]
     before = flow_runs()
@@ -144,8 +144,8 @@ def test_heartbeats_go_to_a_server_that_outlives_the_run(
 ) -> None:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 
-    from configs.schema import RuntimeConfig
-    from flows import prefect_engine
+    from cascade.configs.schema import RuntimeConfig
+    from cascade.flows import prefect_engine
 
     if ours:
         monkeypatch.setattr(prefect_engine, "server_is_ours", lambda: True)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("prefect")
 
 ASK = """
 import sys
-from flows.prefect_server import prefect_server, start_ahead
+from cascade.flows.prefect_server import prefect_server, start_ahead
 start_ahead()
 with prefect_server():
     from prefect.client.orchestration import get_client
@@ -29,7 +29,7 @@ assert "prefect.server.api.server" not in sys.modules
 """
 
 LEAVE = """
-from flows.prefect_server import _start, prefect_server, start_ahead
+from cascade.flows.prefect_server import _start, prefect_server, start_ahead
 start_ahead()
 print(_start()[0].wait(timeout=60))
 with prefect_server():
@@ -41,7 +41,7 @@ with prefect_server():
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from flows.prefect_server import _start
+from cascade.flows.prefect_server import _start
 Path(sys.argv[1]).write_text(str(_start()[0].pid))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -93,7 +93,7 @@ def test_a_configured_server_is_left_alone(tmp_path: Path) -> None:
 def test_a_server_that_does_not_come_up_is_left_to_prefect(server: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL
 
-    from flows import prefect_server
+    from cascade.flows import prefect_server
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     monkeypatch.setattr(prefect_server, "server_is_ours", lambda: True)
@@ -106,7 +106,7 @@ def test_a_server_that_does_not_come_up_is_left_to_prefect(server: None, monkeyp
 def test_the_workers_of_a_cluster_are_not_sent_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL
 
-    from flows import prefect_server
+    from cascade.flows import prefect_server
 
     monkeypatch.setattr(prefect_server, "server_is_ours", lambda: True)
     monkeypatch.setattr(prefect_server, "_start", lambda: pytest.fail("started one"))

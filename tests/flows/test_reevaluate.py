@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from configs.loader import load_experiment
-from configs.settings import Settings
-from flows.baselines import accept
-from flows.evaluate import evaluate
-from flows.generate import generate_dataset
-from flows.history import read_history
-from flows.local_engine import execute_locally
-from flows.reevaluate import Reevaluation, reevaluate
-from storage.errors import StageError
+from cascade.configs.loader import load_experiment
+from cascade.configs.settings import Settings
+from cascade.flows.baselines import accept
+from cascade.flows.evaluate import evaluate
+from cascade.flows.generate import generate_dataset
+from cascade.flows.history import read_history
+from cascade.flows.local_engine import execute_locally
+from cascade.flows.reevaluate import Reevaluation, reevaluate
+from cascade.storage.errors import StageError
 from tests.flows.conftest import Recorder, save_adapter, save_scene
 
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -122,7 +122,15 @@ def served(server: None, photographs: Path, tmp_path: Path) -> Iterator[None]:
         "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         "CASCADE_RUNS": str(tmp_path / "runs"),
     }
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "mini", "--cron", "0 2 1 1 *"]
+    command = [
+        sys.executable,
+        "-c",
+        "from cascade.flows.cli import main; main()",
+        "serve",
+        "mini",
+        "--cron",
+        "0 2 1 1 *",
+    ]
     command += ["--dataset", str(photographs), "--store", str(tmp_path / "store")]
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -176,8 +184,8 @@ def test_a_schedule_writes_its_table_then_finds_nothing_to_do_then_fails(worse: 
 def test_serving_without_a_server_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.schedules import serve
-    from storage.errors import ConfigError
+    from cascade.flows.schedules import serve
+    from cascade.storage.errors import ConfigError
 
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from configs.published import load_published
-from tasks.uncertainty import result_intervals
+from cascade.configs.published import load_published
+from cascade.tasks.uncertainty import result_intervals
 from tests.flows.conftest import Bench, Cli, files_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the rest."""
-    monkeypatch.setattr("flows.ablation_outputs.write_plots", lambda *arguments: None)
+    monkeypatch.setattr("cascade.flows.ablation_outputs.write_plots", lambda *arguments: None)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.cli.options import load_with_options
-from flows.evaluate import STAGES
-from storage.errors import ConfigError
-from tasks.aggregate import table_rows
+from cascade.flows.cli.options import load_with_options
+from cascade.flows.evaluate import STAGES
+from cascade.storage.errors import ConfigError
+from cascade.tasks.aggregate import table_rows
 from tests.flows.conftest import Bench, Outcome, Recorder
 
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -30,7 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, finished: tuple[Bench, O
 
 
 def run(bench: Bench, *more: str) -> Outcome:
-    from flows.prefect_engine import evaluate_on_prefect
+    from cascade.flows.prefect_engine import evaluate_on_prefect
 
     prepared, recorder = bench.prepare(*more), Recorder()
     return Outcome(prepared, evaluate_on_prefect(prepared.run, recorder), recorder)
@@ -102,7 +102,7 @@ def test_several_devices_need_processes(empty: Bench) -> None:
 
 
 def test_a_worker_takes_the_device_with_the_fewest_workers(tmp_path: Path) -> None:
-    from tasks.devices import claim
+    from cascade.tasks.devices import claim
 
     devices = ("cuda:0", "cuda:1")
     claims = [claim(devices, tmp_path) for _ in range(4)]
@@ -118,7 +118,7 @@ def test_workers_with_devices_of_their_own(empty: Bench, reference: Outcome) -> 
 
 
 def test_an_extra_that_is_missing_is_named(empty: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import runners
+    from cascade.flows import runners
 
     monkeypatch.setattr(runners, "find_spec", lambda name: None)
     runtime = empty.prepare("runtime.runner=ray").run.experiment.runtime

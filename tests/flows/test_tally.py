@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cascade.metrics import ScoreHistogram
-from tasks import score, tally
+from cascade.tasks import score, tally
 from tests.flows.conftest import Bench, Outcome
 
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from storage.errors import ConfigError, StoreError
-from tasks import score
-from tasks.aggregate import METRICS, table_rows
-from tasks.uncertainty import ScoredImage, category_weights, labels_of, read_evidence, result_intervals
+from cascade.storage.errors import ConfigError, StoreError
+from cascade.tasks import score
+from cascade.tasks.aggregate import METRICS, table_rows
+from cascade.tasks.uncertainty import ScoredImage, category_weights, labels_of, read_evidence, result_intervals
 from tests.flows.conftest import Bench, Outcome
 
 COLUMNS = ["category", "step", "metric", "value", "low", "high"]

@@ -18,8 +18,8 @@ from cascade.clip.april_gan import (
 )
 from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
 from cascade.clip.ensemble import PromptEnsemble
+from cascade.configs.loader import PROMPTS
 from cascade.losses import dice_loss, focal_loss, segmentation_loss
-from configs.loader import PROMPTS
 from tests.parity.rules import clip_weight, golden_files
 
 LAYERS = (6, 12, 18, 24)

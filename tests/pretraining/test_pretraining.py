@@ -19,18 +19,18 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.modeling.image_encoder import PatchEmbed
 from torch.nn import functional as F
 
+from cascade.configs.loader import load_experiment
 from cascade.sam.build import SAM_MODELS, build_sam
+from cascade.storage.errors import ConfigError, WeightsError
+from cascade.storage.weights import locate
 from cascade.synthesis.scene import generate_scene
-from configs.loader import load_experiment
-from storage.errors import ConfigError, WeightsError
-from storage.weights import locate
-from tasks.pretraining.cascade_prompts import DrawnMap, MapDrawer, draw_options, ppg_points
-from tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
-from tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
-from tasks.pretraining.mini_clip import CONFIG, pretrain_clip
-from tasks.pretraining.mini_sam import TARGETS, _drawn, decoder_passes, pretrain_sam
-from tasks.pretraining.sam_examples import Example, _one_of, augment, make_example, make_mixed
-from tasks.pretraining.sam_objective import (
+from cascade.tasks.pretraining.cascade_prompts import DrawnMap, MapDrawer, draw_options, ppg_points
+from cascade.tasks.pretraining.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
+from cascade.tasks.pretraining.initialisation import compare_with_neighbours, wave_positions, whiten_patches
+from cascade.tasks.pretraining.mini_clip import CONFIG, pretrain_clip
+from cascade.tasks.pretraining.mini_sam import TARGETS, _drawn, decoder_passes, pretrain_sam
+from cascade.tasks.pretraining.sam_examples import Example, _one_of, augment, make_example, make_mixed
+from cascade.tasks.pretraining.sam_objective import (
     Trainee,
     affinity_loss,
     attend_by_position,
@@ -39,8 +39,8 @@ from tasks.pretraining.sam_objective import (
     mask_losses,
     total_loss,
 )
-from tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
-from tasks.pretraining.simulated_prompts import boxes_of, correction, first_points
+from cascade.tasks.pretraining.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from cascade.tasks.pretraining.simulated_prompts import boxes_of, correction, first_points
 
 TINY_CLIP: dict[str, Any] = {
     "embed_dim": 16,
@@ -444,7 +444,7 @@ def test_pool_is_a_function_of_its_seeds() -> None:
 _KILLED = """
 import os, signal
 import numpy as np
-from tasks.pretraining.scene_pool import ScenePool
+from cascade.tasks.pretraining.scene_pool import ScenePool
 def picture(seed):
     return np.zeros(300_000, np.uint8)
 if __name__ == "__main__":
