@@ -11,14 +11,14 @@ import pandas as pd
 
 from cascade.flows.changes import Change, describe, what_changed
 from cascade.flows.finished import FinishedRun, read_finished
+from cascade.flows.limits import complete_limits
 from cascade.storage.atomic import replacing, write_text
 from cascade.storage.errors import ConfigError, DataError, nearest
-from cascade.tasks.aggregate import MEAN, METRICS
+from cascade.tasks.aggregate import MEAN
 from cascade.tasks.comparison import Scored, compare_paired, match_images
 from cascade.tasks.score import STEPS
 from cascade.tasks.uncertainty import LEVEL, RESAMPLES, ScoredImage, check_interval
 
-DEFAULT_LIMITS: Mapping[str, float] = dict.fromkeys(METRICS, 0.01)
 _WORST = 10
 
 
@@ -117,22 +117,19 @@ def compare_runs(
     Args:
         run_folder: folder of the run.
         baseline: folder of the run that it is held against.
-        limits: how much a metric may fall before it is a regression; metrics not named keep ``DEFAULT_LIMITS``.
+        limits: how much a metric may fall before it is a regression; see ``cascade.flows.limits``.
         step: the step to compare.
         level: of the intervals.
         resamples: number of draws.
         seed: of the draws.
 
     Raises:
-        ConfigError: there is no such metric or step, or ``level`` makes no interval.
+        ConfigError: there is no such metric or step, a limit is no fraction, or ``level`` makes no interval.
         DataError: a folder is not a finished run, or its store does not hold its scores any more.
         StoreError: stored scores are damaged.
     """
     check_interval(resamples, level)
-    limits = dict(limits or {})
-    for metric in limits:
-        if metric not in METRICS:
-            raise ConfigError(f"no metric '{metric}'; {nearest(metric, METRICS)}")
+    every_limit = complete_limits(limits)
     if step not in STEPS:
         raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
     own, other = read_finished(run_folder), read_finished(baseline)
@@ -150,7 +147,7 @@ def compare_runs(
         baseline=other,
         step=step,
         level=level,
-        limits={**DEFAULT_LIMITS, **limits},
+        limits=every_limit,
         table=paired.table,
         worst=worst,
         changes=what_changed(own, other, matching),

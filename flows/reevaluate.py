@@ -20,6 +20,7 @@ from cascade.flows.compare import Comparison, compare_runs, scored_images, write
 from cascade.flows.evaluate import Reporter, StagePlan, StageResult, plan
 from cascade.flows.finished import FinishedRun, read_finished
 from cascade.flows.history import remember_run
+from cascade.flows.limits import complete_limits
 from cascade.flows.outputs import default_folder, write_run
 from cascade.flows.prepare import prepare, remember_checked
 from cascade.storage.errors import DataError, StageError
@@ -89,12 +90,13 @@ def reevaluate(
         evaluate: runs all stages on an engine.
         reporter: shows the progress.
         engine: its name, for ``run.json``.
-        limits: how far each metric may fall; see ``cascade.flows.compare``.
+        limits: how far each metric may fall; see ``cascade.flows.limits``.
 
     Raises:
         PipelineError: as ``cascade run`` does.
         StageError: another re-evaluation of this experiment is still at work.
     """
+    limits = complete_limits(limits)
     folder = settings.runs / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -37,9 +37,10 @@ def compare(
     from cascade.configs.settings import Settings
     from cascade.flows.baselines import baseline_of
     from cascade.flows.compare import compare_runs, write_comparison
+    from cascade.flows.limits import parse_limits
     from cascade.tasks.score import STEPS
 
-    limits = limits_of(max_drop)
+    limits = parse_limits(max_drop or [])
     other = baseline_of(Settings().runs, run_folder) if baseline == ACCEPTED else Path(baseline)
     with spinner("drawing images"):
         comparison = compare_runs(run_folder, other, limits, step=step or STEPS[-1], level=level)
@@ -77,24 +78,6 @@ def baseline_show() -> None:
     for each in baselines(Settings().runs):
         table.add_row(*map(plain, (each.experiment, each.dataset, each.accepted, each.folder)))
     make_console().print(table)
-
-
-def limits_of(max_drop: list[str] | None) -> dict[str, float]:
-    """The limits of ``--max-drop``. Raises ``ConfigError`` if one is not of the form metric=fraction."""
-    return dict(_limit(each) for each in max_drop or [])
-
-
-def _limit(text: str) -> tuple[str, float]:
-    from cascade.storage.errors import ConfigError
-
-    metric, _, value = text.partition("=")
-    try:
-        limit = float(value)
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit <= 1:
-        raise ConfigError(f"--max-drop {text}: must have the form metric=fraction, for example pixel_ap=0.02")
-    return metric.strip(), limit
 
 
 def _show(comparison: Comparison, console: Console) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cascade.flows.cli.compare import MaxDropOption, limits_of
+from cascade.flows.cli.compare import MaxDropOption
 from cascade.flows.cli.console import make_console, plain
 from cascade.flows.cli.options import DatasetOption, EngineOption, SetOption, StoreOption, evaluator, load_with_options
 
@@ -23,12 +23,13 @@ def reevaluate(
 ) -> None:
     """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if a metric fell."""
     from cascade.configs.settings import Settings
+    from cascade.flows.limits import parse_limits
     from cascade.flows.progress import RichReporter
     from cascade.flows.reevaluate import reevaluate as again
 
+    limits = parse_limits(max_drop or [])
     machine, console = Settings(), make_console()
     loaded = load_with_options(experiment, dataset, settings, engine=engine)
-    limits = limits_of(max_drop)
     with RichReporter(console) as reporter:
         found = again(
             loaded, store or machine.store, machine, evaluator(engine), reporter, engine=engine, limits=limits
@@ -51,14 +52,18 @@ def serve(
     max_drop: MaxDropOption = None,
 ) -> None:
     """Re-evaluate on a schedule, in this process, until Ctrl-C; one run at a time, overlapping slots are skipped."""
+    from cascade.flows.limits import parse_limits
+
+    # refuses now what could not run at night
+    limits = parse_limits(max_drop or [])
+    loaded = load_with_options(experiment, dataset, settings)
     from cascade.flows.schedules import serve as serve_flow
 
-    loaded = load_with_options(experiment, dataset, settings)  # refuses now what could not run at night
     parameters = {
         "experiment": experiment,
         "dataset": None if dataset is None else str(dataset.resolve()),
         "settings": settings or [],
-        "max_drop": limits_of(max_drop),
+        "max_drop": limits,
         "store": None if store is None else str(store.resolve()),
     }
     serve_flow(name or loaded.name, parameters, cron=cron, timezone=timezone)
