@@ -16,6 +16,7 @@ from cascade.flows.finished import read_finished, require_scores
 from cascade.storage.artefacts import Artefact
 from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, nearest
+from cascade.storage.names import safe_path
 from cascade.tasks.score import STEPS
 
 MapFormat = Literal["npy", "tiff"]
@@ -38,7 +39,7 @@ def export_run(
 
     Raises:
         ConfigError: there is no such step.
-        DataError: ``run_folder`` is not a finished run.
+        DataError: ``run_folder`` is not a finished run, or a name in its table would lead out of ``target``.
         StoreError: the store does not hold the run's scores any more, or they are damaged.
     """
     for step in steps:
@@ -57,7 +58,10 @@ def export_run(
 
 
 def _place(row: dict[Hashable, Any]) -> PurePosixPath:
-    return PurePosixPath(row["category"]) / (row["defect"] or UNLABELLED) / PurePosixPath(row["path"]).stem
+    """Category, defect and stem; the table may be an old one, or edited, so each is looked at again."""
+    category = safe_path(row["category"], "category", nested=True)
+    defect = safe_path(row["defect"] or UNLABELLED, "defect", nested=True)
+    return category / defect / safe_path(PurePosixPath(row["path"]).stem, "file name")
 
 
 def _export_image(

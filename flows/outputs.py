@@ -16,6 +16,7 @@ import pandas as pd
 from cascade.flows.evaluate import STAGES, StageResult
 from cascade.flows.prepare import Prepared
 from cascade.storage.atomic import replacing, write_text
+from cascade.storage.names import safe_path
 from cascade.tasks.tables import images_table, points_table, results_table
 from cascade.tasks.train_april_gan import adapter_training
 from cascade.tasks.uncertainty import LEVEL, RESAMPLES
@@ -65,7 +66,7 @@ def write_run(
 
 def default_folder(runs: Path, name: str) -> Path:
     """``<runs>/<experiment>/<UTC time>``."""
-    return runs / name / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return runs / safe_path(name, "name of the experiment") / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 def _description(prepared: Prepared, results: Sequence[StageResult], engine: str) -> dict[str, Any]:

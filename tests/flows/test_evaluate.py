@@ -490,6 +490,25 @@ def test_an_export_without_its_run_or_its_scores_is_refused(bench: Bench, tmp_pa
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        *((column, name) for column in ("category", "defect") for name in ("../../../out", "{tmp}/out", "\x1b[2J")),
+        *(("path", name) for name in ("a/..", "a/\x1b[2J.png", "x" * 201)),
+    ],
+)
+def test_an_edited_table_cannot_lead_the_export_out_of_its_folder(
+    finished: tuple[Bench, Outcome], tmp_path: Path, column: str, name: str
+) -> None:
+    tables(finished[1], tmp_path / "run")
+    images = pd.read_parquet(tmp_path / "run" / "images.parquet")
+    images[column] = name.format(tmp=tmp_path)
+    images.to_parquet(tmp_path / "run" / "images.parquet", index=False)
+    with pytest.raises(DataError, match="choose another name"):
+        export_run(tmp_path / "run", tmp_path / "deep" / "export", "npy", "png")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
 # Data without labels, defects or prompts
 
 
