@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from cascade.configs.loader import load_experiment, parse_override, read_yaml, validate
-from cascade.configs.schema import Experiment, Section
+from cascade.configs.schema import Experiment, Name, Section
 from cascade.storage.errors import ConfigError, nearest
 
 GRIDS = Path(__file__).parent / "grids"
@@ -42,7 +42,7 @@ class Axes(Section):
 class Grid(Section):
     """An ablation: the keys that vary, and the table of published numbers that it is shown beside."""
 
-    name: str = Field("grid", pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name = "grid"
     axes: Axes = Axes()
     published: str | None = Field(None, description="a name in configs/published")
 

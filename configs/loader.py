@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from reprlib import Repr
+from typing import Any, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,22 +19,49 @@ PRESETS = _HERE / "presets"
 PROMPTS = _HERE / "prompts"
 MODELS = _HERE / "models"
 _MAX_YAML_BYTES = 1_000_000
+_MAX_VALUES = 100_000
+_REPR = Repr()
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+class _CheckedLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word, and lets aliases multiply; here both are errors."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a list or mapping cannot be a key")
-            if key in seen:
-                raise ConfigError(f"{node.start_mark.name}: key '{key}' stands twice; remove one")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"it stands for more than {_MAX_VALUES} values; this is not a configuration")
+        return node
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is once every alias in it has been replaced by what it names.
+
+    Raises ``YAMLError`` if a key stands twice or is none, or if an alias stands inside of what it names.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    line = node.start_mark.line + 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        below = node.value if isinstance(node, yaml.SequenceNode) else _entries(node, line)
+        known[id(node)] = 1 + sum(_values(each, known) for each in below)
+    if not known[id(node)]:
+        raise yaml.YAMLError(f"line {line}: an alias stands inside of what it names")
+    return known[id(node)]
+
+
+def _entries(node: yaml.Node, line: int) -> list[yaml.Node]:
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.YAMLError(f"line {line}: a list or mapping cannot be a key")
+        if key.value in seen:
+            raise yaml.YAMLError(
+                f"line {key.start_mark.line + 1}: key '{shortened(key.value)}' stands twice; remove one"
+            )
+        seen.add(key.value)
+    return [value for _, value in node.value]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -42,14 +70,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_YAML_BYTES:
             raise ConfigError(f"{path}: larger than {_MAX_YAML_BYTES} bytes; this is not a configuration")
         with path.open(encoding="utf-8") as file:
-            data = yaml.load(file, Loader=_UniqueKeyLoader)  # a SafeLoader
+            data = _parsed(file, str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold 'key: value' pairs at the top")
     return data
+
+
+def _parsed(text: str | TextIO, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_CheckedLoader)  # a SafeLoader
+    except RecursionError:
+        raise ConfigError(f"{where}: brackets or lists are nested too deeply; this is not a configuration") from None
+    except UnicodeDecodeError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a number or date that cannot be
+        raise ConfigError(f"{where}: not valid YAML ({shortened(str(error), 300)})") from error
 
 
 def preset_names() -> list[str]:
@@ -74,11 +111,8 @@ def parse_override(option: str, override: str) -> tuple[list[str], Any]:
     key, separator, text = override.partition("=")
     names = key.strip().split(".")
     if not separator or not all(names):
-        raise ConfigError(f"{option} {override}: must have the form key=value, for example batch_size=4")
-    try:
-        return names, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{option} {override}: the value is not valid YAML") from error
+        raise ConfigError(f"{option} {shortened(override)}: must have the form key=value, for example batch_size=4")
+    return names, _parsed(text, f"{option} {shortened(override)}")
 
 
 def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
@@ -88,7 +122,7 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
     except ValidationError as error:
         first, *others = error.errors()
         names = _names(first)
-        where = ".".join(names) or model.__name__
+        where = shortened(".".join(names)) or model.__name__
         if first["type"] == "extra_forbidden":
             valid = _fields_at(model, names[:-1])
             raise ConfigError(f"unknown configuration key '{where}'; {nearest(names[-1], valid)}") from None
@@ -96,13 +130,28 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
             choice = [
                 part.strip().strip("'") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(",")
             ]
-            raise ConfigError(f"{where}: unknown value '{first['input']}'; {nearest(first['input'], choice)}") from None
-        given = f" (given: {first['input']!r})" if first["type"] != "value_error" else ""
+            raise ConfigError(
+                f"{where}: unknown value '{shortened(first['input'])}'; {nearest(first['input'], choice)}"
+            ) from None
+        given = f" (given: {_given(first['input'])})" if first["type"] != "value_error" else ""
         # one error for each member of a union
         messages = [first["msg"].removeprefix("Value error, ")] + [
             each["msg"] for each in others if _names(each) == names
         ]
         raise ConfigError(f"{where}: {', or '.join(messages)}{given}") from None
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """A text on one line, cut if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _given(value: Any) -> str:
+    try:
+        return shortened(_REPR.repr(value))
+    except ValueError:  # Python writes out no number of more than 4,300 digits
+        return "a very long number"
 
 
 def _names(error: ErrorDetails) -> list[str]:

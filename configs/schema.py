@@ -7,20 +7,45 @@ each field. Every field of a stage's model is part of that stage's key, except t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_MAX_PIXELS = 8192**2
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NO_FOLDERS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.(parquet|json|lock)?", re.IGNORECASE)
+"""Names of devices, names that end in a point, and those that files beside the runs may have."""
+
+# YAML knows whole numbers, numbers, words and switches; none is taken for another one.
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict()]
+Switch = Annotated[bool, Strict()]
+Fraction = Annotated[Real, Field(ge=0.0, le=1.0)]
+ClipSide = Annotated[Whole, Field(ge=16, le=4096)]
+BatchSize = Annotated[Whole, Field(ge=1, le=1024)]
 Precision = Literal["fp32", "bf16"]
-Frame = Annotated[int, Field(ge=16, le=8192)] | Literal["native"]
+Frame = Annotated[Whole, Field(ge=16, le=8192)] | Literal["native"]
+
+
+def _folder_name(name: str) -> str:
+    """A name that can be a folder on every system."""
+    if not _NAME.fullmatch(name) or _NO_FOLDERS.fullmatch(name):
+        raise ValueError(
+            f"'{name[:100]}' cannot be a folder on every system; use letters, digits, '.', '_' and '-', "
+            f"begin with a letter or digit, and give it no ending"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_folder_name)]
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and unknown keys are errors."""
+    """Base of every section: immutable, unknown keys are errors, and numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetConfig(Section):
@@ -48,12 +73,12 @@ class EmbedConfig(Section):
         description="A2: the square image of the evaluation frame, the native image stretched to SAM's square, "
         "or SAM's own scaling of the longest side with padding",
     )
-    square_side: int = Field(518, ge=16, description="side of the square image in pixels")
+    square_side: Whole = Field(518, ge=16, le=8192, description="side of the square image in pixels")
     attention: Literal["fused", "plain"] = Field(
         "fused", description="attention in one call, or as SAM publishes it; embeddings agree within rounding"
     )
     precision: Precision = "fp32"
-    batch_size: int = Field(4, ge=1, description="images in one pass on a GPU; on a CPU one at a time is faster")
+    batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
 
 
 class LocaliseConfig(Section):
@@ -65,13 +90,16 @@ class LocaliseConfig(Section):
     weights: str | None = Field(None, description="path of a checkpoint; the registered one when absent")
     sha256: str | None = Field(None, description="digest that the checkpoint must have")
     activation: Literal["gelu", "quickgelu"] = Field("gelu", description="A18: 'gelu' matches APRIL-GAN's checkpoints")
-    image_side: int = Field(518, ge=16, description="side of the square input in pixels")
-    more_sides: tuple[int, ...] = Field(
+    image_side: ClipSide = Field(518, description="side of the square input in pixels")
+    more_sides: tuple[ClipSide, ...] = Field(
         (),
+        max_length=8,
         description="further sides at which CLIP looks at the same image; the logits of all are averaged. "
         "Adapters are trained at image_side alone",
     )
-    layers: tuple[int, ...] = Field((6, 12, 18, 24), min_length=1, description="blocks, counted from 1")
+    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
+        (6, 12, 18, 24), min_length=1, max_length=100, description="blocks in ascending order, counted from 1"
+    )
     adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")
     adapter_sha256: str | None = None
     adapter_trained_on: tuple[str, ...] = Field(
@@ -79,7 +107,14 @@ class LocaliseConfig(Section):
     )
     prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
     precision: Precision = "fp32"
-    batch_size: int = Field(4, ge=1, description="images in one pass on a GPU; on a CPU one at a time is faster")
+    batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError(f"{list(layers)}: name the blocks in ascending order, each once")
+        return layers
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -96,7 +131,9 @@ class ThresholdConfig(Section):
     absolute: Fraction = 0.5
     relative: Fraction = Field(0.8, description="fraction of the image's largest score")
     quantile: Fraction = Field(0.99, description="share of the image's pixels below the threshold")
-    min_area: int = Field(20, ge=1, description="fewer pixels than this in S_a: the image gets no prompt")
+    min_area: Whole = Field(
+        20, ge=1, le=_MAX_PIXELS, description="fewer pixels than this in S_a: the image gets no prompt"
+    )
 
 
 class SpacingConfig(Section):
@@ -107,16 +144,16 @@ class SpacingConfig(Section):
         description="every so many ranks of the sorted candidates; greedy with a radius in frame pixels; "
         "or greedy with a distance in a frame of 1024 pixels",
     )
-    rank: int = Field(400, ge=1)
-    radius: float = Field(20.0, ge=0.0)
-    distance: float = Field(400.0, ge=0.0)
+    rank: Whole = Field(400, ge=1, le=_MAX_PIXELS)
+    radius: Real = Field(20.0, ge=0.0, le=10_000.0)
+    distance: Real = Field(400.0, ge=0.0, le=10_000.0)
 
 
 class DilationConfig(Section):
     """The structuring element of the ring N_a (equation 3)."""
 
     shape: Literal["ellipse", "rectangle", "cross"] = "ellipse"
-    size: int = Field(25, ge=2, description="side in pixels of the frame")
+    size: Whole = Field(25, ge=2, le=512, description="side in pixels of the frame")
 
 
 class PromptConfig(Section):
@@ -124,8 +161,8 @@ class PromptConfig(Section):
 
     frame: Frame = Field(518, description="A1: side of the square frame of map, points and kernel, or 'native'")
     threshold: ThresholdConfig = ThresholdConfig()
-    positives: int = Field(3, ge=1, description="A4: k of equation 2")
-    negatives: int = Field(3, ge=0, description="A4: k of equation 7")
+    positives: Whole = Field(3, ge=1, le=256, description="A4: k of equation 2")
+    negatives: Whole = Field(3, ge=0, le=256, description="A4: k of equation 7")
     spacing: SpacingConfig = SpacingConfig()
     dilation: DilationConfig = DilationConfig()
     similarity: Literal["prototype", "max", "mean"] = Field(
@@ -144,7 +181,7 @@ class PromptConfig(Section):
 class RefineConfig(Section):
     """CPS: the three decoder passes (equations 9 to 12)."""
 
-    multimask: tuple[bool, bool, bool] = Field(
+    multimask: tuple[Switch, Switch, Switch] = Field(
         (True, True, True), description="A10: three masks or one, for each step; PerSAM uses false, true, true"
     )
     choice: Literal["iou", "agreement"] = Field(
@@ -154,7 +191,7 @@ class RefineConfig(Section):
     box: Literal["mask", "largest", "components"] = Field(
         "mask", description="A12: one box of the whole mask, of its largest part, or one box for each part"
     )
-    box_padding: float = Field(0.0, ge=0.0, le=1.0, description="A12: growth of the box on each side, in its sides")
+    box_padding: Fraction = Field(0.0, description="A12: growth of the box on each side, in its sides")
     decoder: Literal["absorbed", "plain"] = Field(
         "absorbed", description="SAM's decoder in a faster order of multiplication, or as it is published; same masks"
     )
@@ -162,7 +199,7 @@ class RefineConfig(Section):
         "previous", description="A13: an empty second mask falls back to the first mask or S_a, or skips the third step"
     )
     precision: Precision = "fp32"
-    batch_size: int = Field(4, ge=1, description="images in one pass; on a CPU every core has a batch of its own")
+    batch_size: BatchSize = Field(4, description="images in one pass; on a CPU every core has a batch of its own")
 
 
 class ScoreConfig(Section):
@@ -181,7 +218,9 @@ class ScoreConfig(Section):
     no_prompt: Literal["damp", "map"] = Field(
         "damp", description="A16: an image without prompt scores (1−w)·map, or the map itself"
     )
-    smoothing: float = Field(0.0, ge=0.0, description="A17: sigma of a Gaussian on the map before the blend, in pixels")
+    smoothing: Real = Field(
+        0.0, ge=0.0, le=1000.0, description="A17: sigma of a Gaussian on the map before the blend, in pixels"
+    )
     image_score: Literal["clip", "max"] = Field("clip", description="A20: CLIP's image score, or the largest pixel")
 
 
@@ -190,19 +229,21 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: tuple[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")], ...] = Field(
-        (), description="devices that worker processes share out among themselves, each with models of its own"
+        (),
+        max_length=1024,
+        description="devices that worker processes share out among themselves, each with models of its own",
     )
     runner: Literal["threads", "processes", "dask", "ray"] = Field(
         "threads", description="where tasks run; Dask and Ray are extras and need the Prefect engine"
     )
-    compile: bool = Field(
+    compile: Switch = Field(
         False, description="compile the networks (torch.compile): pays for itself after some hundred images"
     )
     cluster: str | None = Field(
         None, description="address of a running Dask scheduler or Ray head; local workers when absent"
     )
-    shard_size: int = Field(128, ge=1, le=256, description="images in one task")
-    workers: int = Field(1, ge=1, le=1024, description="tasks at the same time")
+    shard_size: Whole = Field(128, ge=1, le=256, description="images in one task")
+    workers: Whole = Field(1, ge=1, le=1024, description="tasks at the same time")
 
     @model_validator(mode="after")
     def _runner_fits(self) -> RuntimeConfig:
@@ -220,7 +261,7 @@ class RuntimeConfig(Section):
 class Experiment(Section):
     """A whole run: dataset, one section per stage, and how it is carried out."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name = "experiment"
     dataset: DatasetConfig = DatasetConfig()
     embed: EmbedConfig = EmbedConfig()
     localise: LocaliseConfig = LocaliseConfig()
@@ -241,11 +282,11 @@ class Experiment(Section):
 class TrainConfig(Section):
     """How the APRIL-GAN linear layers are trained (A19)."""
 
-    epochs: int = Field(15, ge=1)
-    batch_size: int = Field(16, ge=1, description="A19: 16 in the paper, 8 in APRIL-GAN's script")
-    learning_rate: float = Field(1e-3, gt=0.0)
+    epochs: Whole = Field(15, ge=1, le=100_000)
+    batch_size: BatchSize = Field(16, description="A19: 16 in the paper, 8 in APRIL-GAN's script")
+    learning_rate: Real = Field(1e-3, gt=0.0, le=10.0)
     mosaic: Fraction = Field(0.0, description="probability of a 2x2 mosaic in place of an image")
-    seed: int = 111
+    seed: Whole = Field(111, ge=0, lt=2**32)
     start: str | None = Field(
         None,
         description="adapter that the training starts from, a path or a registered name; random layers when absent",

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -79,7 +81,7 @@ def test_a_key_holds_every_field_that_is_not_left_out() -> None:
         ("score.weight=1.5", ["score.weight", "less than or equal to 1", "given: 1.5"]),
         ("prompt.positives=many", ["prompt.positives", "integer", "given: 'many'"]),
         ("refine.multimask=[true]", ["refine.multimask"]),
-        ("name=a/b", ["name", "pattern"]),
+        ("name=a/b", ["name", "'a/b'", "letters, digits"]),
         ("embed=4", ["embed", "given: 4"]),
         ("score.frame=nativ", ["score.frame", "native"]),
     ],
@@ -87,6 +89,109 @@ def test_a_key_holds_every_field_that_is_not_left_out() -> None:
 def test_a_wrong_key_or_value_names_what_is_valid(override: str, parts: list[str]) -> None:
     message = refusal("mini", override)
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"prompt.positives={value}" for value in ("true", "'3'", "3.0", ".inf", ".nan", "1e9", "0x" + "f" * 9000)),
+        *(f"prompt.spacing.radius={value}" for value in (".inf", "-.inf", ".nan", "true", "'3'", "1e300")),
+        *(f"score.smoothing={value}" for value in (".inf", ".nan", "1e300")),
+        *(f"runtime.compile={value}" for value in ("1", "'true'", "0.0")),
+        "score.weight=true",
+        "refine.multimask=[1, 1, 1]",
+        "prompt.dilation.size=100000",
+        "prompt.frame='518'",
+        "localise.layers=[2, true]",
+        "localise.layers=[2, 2, 2, 2]",
+        "localise.layers=[8, 6, 4, 2]",
+        "localise.layers=[0, 2]",
+        "localise.more_sides=[336, 100000]",
+        "embed.batch_size=1000000000",
+        "embed.square_side=100000",
+    ],
+)
+def test_no_value_is_taken_for_another_and_none_is_too_large(override: str) -> None:
+    message = refusal("mini", override)
+    assert message.startswith(override.partition("=")[0])
+    assert len(message) < 200
+
+
+def _numbers(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if schema.get("type") in ("integer", "number"):
+        yield schema
+    for value in schema.values():
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, dict):
+                yield from _numbers(child)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_number_has_bounds(section: type[Section]) -> None:
+    for number in _numbers(section.model_json_schema()):
+        assert {"minimum", "exclusiveMinimum"} & number.keys(), number
+        assert {"maximum", "exclusiveMaximum"} & number.keys(), number
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_no_number_or_switch_is_read_from_a_word(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        words = {"integer": "3", "number": "0.5", "boolean": "true"}
+        kind = section.model_json_schema()["properties"][name].get("type")
+        if kind in words:
+            assert not isinstance(field.default, str)
+            with pytest.raises(ValidationError):
+                section.model_validate({name: words[kind]})
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", ".hidden", "a.", "-x", "CON", "con.txt", "history.parquet", "a" * 101, "é"]
+)
+def test_a_name_that_cannot_be_a_folder_everywhere_is_refused(name: str) -> None:
+    assert "cannot be a folder" in refusal("mini", f"name={name}")
+    assert load_experiment("mini", ["name=v1.2_b-3"]).name == "v1.2_b-3"
+
+
+def test_merge_keys_are_merged(write: Writer) -> None:
+    base = "base: &base {positives: 5, dilation: {size: 9}}\n"
+    path = write("merged.yaml", base + "prompt:\n  <<: *base\n  positives: 7\n")
+    assert read_yaml(path)["prompt"] == {"positives": 7, "dilation": {"size": 9}}
+    twice = write("twice.yaml", base + "prompt:\n  <<: *base\n  positives: 7\n  positives: 8\n")
+    assert "'positives' stands twice" in refusal(str(twice))
+    inner = write("inner.yaml", "top:\n  own: &own {<<: {a: 1}, a: 2}\n  <<: *own\n")
+    assert read_yaml(inner)["top"] == {"own": {"a": 2}, "a": 2}
+
+
+def _bomb(line: str) -> str:
+    return "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {line.replace('@', f'*a{n - 1}')}\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _bomb("[@, @, @, @, @, @, @, @, @]"),
+        _bomb("{x: @, y: @}"),
+        _bomb("{<<: [@, @, @, @]}"),
+        "prompt: " + "[" * 3000 + "]" * 3000,
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+        "name: 2026-13-45\n",
+        "prompt: {positives: " + "1" * 5000 + "}\n",
+        "prompt: !!int many\n",
+    ],
+)
+def test_a_file_that_would_keep_the_reader_busy_is_refused_at_once(write: Writer, text: str) -> None:
+    began = perf_counter()
+    message = refusal(str(write("odd.yaml", text)))
+    assert perf_counter() - began < 5
+    assert message.startswith(str(write("odd.yaml", text)))
+    assert len(message) < 600
+
+
+def test_an_override_is_read_like_a_file() -> None:
+    assert "nested too deeply" in refusal("mini", "dataset.words=" + "{a: " * 3000)
+    assert "stands twice" in refusal("mini", "dataset.words={a: b, a: c}")
+    assert "not valid YAML" in refusal("mini", "name=2026-13-45")
 
 
 def test_an_unknown_experiment_names_the_nearest_preset() -> None:
