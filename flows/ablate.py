@@ -8,7 +8,7 @@ from dataclasses import asdict
 from cascade.configs.settings import Settings
 from cascade.flows.ablation import Ablation, VariantState
 from cascade.flows.evaluate import STAGES, Executor, Reporter, StageResult, evaluate, plan
-from cascade.flows.prepare import Prepared, prepare, read_manifest
+from cascade.flows.prepare import Prepared, prepare, read_manifest, require_metrics
 from cascade.storage.datasets import Manifest
 from cascade.storage.errors import PipelineError
 from cascade.storage.keys import digest_of
@@ -33,6 +33,7 @@ def prepare_variants(ablation: Ablation, settings: Settings) -> Candidates:
         try:
             if dataset not in manifests:
                 manifests[dataset] = read_manifest(experiment, ablation.store)
+            require_metrics(manifests[dataset], "a table of variants")
             prepared = prepare(
                 experiment,
                 ablation.store,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cascade.flows.finished import read_finished
+from cascade.flows.finished import read_finished, require_results
 from cascade.storage.atomic import write_text
 from cascade.storage.errors import ConfigError, DataError
 
@@ -27,8 +27,12 @@ class Baseline:
 
 
 def accept(runs: Path, run_folder: Path) -> Baseline:
-    """Make a finished run the baseline of its experiment and dataset. Raises ``DataError`` if it is none."""
+    """Make a finished run the baseline of its experiment and dataset.
+
+    Raises ``DataError`` if it is none, or has no metric that another run could be held against.
+    """
     run = read_finished(run_folder)
+    require_results(run, "a baseline")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     new = Baseline(run.experiment, run.dataset, str(run_folder.resolve()), now)
     runs.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cascade.flows.changes import Change, describe, what_changed
-from cascade.flows.finished import FinishedRun, read_finished
+from cascade.flows.finished import FinishedRun, read_finished, require_results
 from cascade.flows.limits import complete_limits
 from cascade.storage.atomic import replacing, write_text
 from cascade.storage.errors import ConfigError, DataError, nearest
@@ -37,6 +37,7 @@ class Comparison:
             in both runs.
         changes: what made the runs differ.
         unmatched: how many images only the run has, and only the baseline.
+        undefined: categories without any metric in either run.
     """
 
     run: FinishedRun
@@ -48,6 +49,7 @@ class Comparison:
     worst: pd.DataFrame
     changes: tuple[Change, ...]
     unmatched: tuple[int, int]
+    undefined: tuple[str, ...]
 
     @property
     def regressions(self) -> list[str]:
@@ -67,8 +69,12 @@ class Comparison:
         ]
 
     def notes(self) -> list[str]:
-        """What made the runs differ, one line each, many of a kind cut short; and which images were not compared."""
+        """What made the runs differ, one line each, many of a kind cut short; and what was not compared."""
         lines = describe(self.changes)
+        if self.undefined:
+            lines.append(
+                f"not compared: {', '.join(self.undefined)}: labels or masks are missing, no metric is defined"
+            )
         only_run, only_baseline = self.unmatched
         if only_run or only_baseline:
             lines.append(f"not compared: {only_run} images of the run, {only_baseline} of the baseline")
@@ -125,7 +131,7 @@ def compare_runs(
 
     Raises:
         ConfigError: there is no such metric or step, a limit is no fraction, or ``level`` makes no interval.
-        DataError: a folder is not a finished run, or its store does not hold its scores any more.
+        DataError: a folder is not a finished run, has no metrics, or its store does not hold its scores any more.
         StoreError: stored scores are damaged.
     """
     check_interval(resamples, level)
@@ -133,6 +139,8 @@ def compare_runs(
     if step not in STEPS:
         raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
     own, other = read_finished(run_folder), read_finished(baseline)
+    for side in (own, other):
+        require_results(side, "a comparison")
     own_images, other_images = own.images(), other.images()
     sides = _scored(own, own_images), _scored(other, other_images)
     matching = match_images(sides[0].images, sides[1].images)
@@ -152,6 +160,7 @@ def compare_runs(
         worst=worst,
         changes=what_changed(own, other, matching),
         unmatched=(len(matching.only_run), len(matching.only_baseline)),
+        undefined=tuple(sorted({*own_images["category"], *other_images["category"]} - set(paired.table["category"]))),
     )
 
 

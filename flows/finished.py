@@ -15,6 +15,7 @@ from cascade.configs.loader import load_experiment, preset_names
 from cascade.storage.artefacts import Artefact, Store
 from cascade.storage.errors import DataError, StoreError
 from cascade.storage.keys import StageKey, leaves
+from cascade.tasks.aggregate import METRICS
 
 _SECTIONS = frozenset(
     ("finished", "engine", "experiment", "dataset", "store", "keys", "weights", "stages", "versions", "machine")
@@ -47,7 +48,14 @@ class FinishedRun:
 
     def images(self) -> pd.DataFrame:
         """``images.parquet``: one row for each image and step. Raises ``DataError`` if it cannot be read."""
-        path = self.folder / "images.parquet"
+        return self._table("images.parquet")
+
+    def results(self) -> pd.DataFrame:
+        """``results.parquet``: one row for each category and step. Raises ``DataError`` if it cannot be read."""
+        return self._table("results.parquet")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        path = self.folder / name
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:
@@ -77,6 +85,15 @@ def read_finished(folder: Path) -> FinishedRun:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not the folder of a finished run (no usable run.json)") from error
     return run
+
+
+def require_results(run: FinishedRun, purpose: str) -> None:
+    """Raise ``DataError`` if none of a run's metrics is defined; ``purpose`` is what needs one."""
+    if not run.results().reindex(columns=list(METRICS)).notna().any(axis=None):
+        raise DataError(
+            f"{run.folder}: {purpose} needs metrics, and this run has none: its images have no labels or masks, or are "
+            f"all of one kind; label them and run the experiment again"
+        )
 
 
 def require_scores(run: FinishedRun) -> Artefact:

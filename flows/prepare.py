@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cascade.storage.datasets import ImageRecord, Manifest, load_manifest
 from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
 from cascade.storage.keys import StageKey
 from cascade.storage.weights import REGISTRY, LocatedWeights, locate
+from cascade.tasks.aggregate import definable
 from cascade.tasks.stage import Run
 from cascade.tasks.train_april_gan import adapter_training
 
@@ -80,6 +82,19 @@ def read_manifest(experiment: Experiment, store: Path) -> Manifest:
     if not len(manifest):
         raise DataError(f"{dataset.path}: no image in split '{dataset.split}' of the chosen categories")
     return manifest
+
+
+def require_metrics(manifest: Manifest, purpose: str) -> None:
+    """Raise ``DataError`` if labels and masks allow no metric in any category; ``purpose`` is what needs one."""
+    categories = {name: [each for each in manifest if each.category == name] for name in manifest.categories}
+    if not any(definable(records) for records in categories.values()):
+        known = Counter(record.label for record in manifest)
+        masks = sum(record.mask_path is not None for record in manifest)
+        raise DataError(
+            f"{manifest.root}: {purpose} needs metrics, and none is defined: {len(manifest)} images, of which "
+            f"{known[0]} are labelled good and {known[1]} defective ({masks} with a mask); it takes both kinds in one "
+            f"category, or a mask for every defective image"
+        )
 
 
 def remember_checked(manifest: Manifest, store: Path) -> None:

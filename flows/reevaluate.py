@@ -22,7 +22,7 @@ from cascade.flows.finished import FinishedRun, read_finished
 from cascade.flows.history import remember_run
 from cascade.flows.limits import complete_limits
 from cascade.flows.outputs import default_folder, write_run
-from cascade.flows.prepare import prepare, remember_checked
+from cascade.flows.prepare import prepare, remember_checked, require_metrics
 from cascade.storage.errors import DataError, StageError
 from cascade.tasks import score
 from cascade.tasks.comparison import match_images
@@ -102,6 +102,7 @@ def reevaluate(
     try:
         with FileLock(folder / "reevaluate.lock", timeout=0):
             prepared = prepare(experiment, store, settings)
+            require_metrics(prepared.run.manifest, "a re-evaluation")
             planned = plan(prepared.run)
             remember_checked(prepared.run.manifest, prepared.run.store)
             last = last_run(settings.runs, experiment.name, prepared.run.manifest.name)

@@ -17,15 +17,9 @@ from cascade.tasks import score, tally
 from cascade.tasks.stage import Run, Stage, StageItem
 
 VERSION = 2
-METRICS = (
-    "pixel_auroc",
-    "pixel_f1max",
-    "pixel_ap",
-    "pixel_aupro",
-    "image_auroc",
-    "image_f1max",
-    "image_ap",
-)
+PIXEL_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
+IMAGE_METRICS = ("image_auroc", "image_f1max", "image_ap")
+METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
 MEAN = "mean"
 
 
@@ -63,6 +57,17 @@ def table_rows(run: Run) -> list[dict[str, Any]]:
     (item,) = items(run)
     rows: list[dict[str, Any]] = run.artefact(key(run)).read(item.id).record["rows"]
     return rows
+
+
+def definable(records: Sequence[ImageRecord]) -> tuple[str, ...]:
+    """The metrics that the labels and masks of one category allow, before a pixel of them is read.
+
+    Pixels need a defective image, and the mask of each; images need both kinds.
+    """
+    known = [record for record in records if record.label is not None]
+    labels = {record.label for record in known}
+    masked = 1 in labels and all(record.label == 0 or record.mask_path is not None for record in known)
+    return (*(PIXEL_METRICS if masked else ()), *(IMAGE_METRICS if len(labels) == 2 else ()))
 
 
 def _category_rows(run: Run, scores: Artefact, category: str, records: Sequence[ImageRecord]) -> list[dict[str, Any]]:

@@ -17,12 +17,12 @@ from cascade.metrics import OccupiedBins, bins_of_scores, draw_weights, percenti
 from cascade.storage.artefacts import Artefact
 from cascade.storage.errors import ConfigError
 from cascade.tasks import score
-from cascade.tasks.aggregate import MEAN, METRICS, table_rows
+from cascade.tasks.aggregate import MEAN, METRICS, PIXEL_METRICS, table_rows
 from cascade.tasks.stage import Run
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_PIXEL_METRICS = 4
+_N_PIXEL = len(PIXEL_METRICS)
 _UNKNOWN = -1
 
 
@@ -119,10 +119,10 @@ class Evidence:
         complete = (self.has_truth | ~known).all()
         both = any(each.positives.any() for each in pixels) and any(each.negatives.any() for each in pixels)
         if complete and both:
-            rows[:, :_PIXEL_METRICS] = resampled_metrics(pixels, weights[:, self.has_truth])
+            rows[:, :_N_PIXEL] = resampled_metrics(pixels, weights[:, self.has_truth])
         if len(set(self.labels[known])) > 1:
             images = bins_of_scores(self.image_scores[step, known], self.labels[known] == 1)
-            rows[:, _PIXEL_METRICS:] = resampled_metrics(images, weights[:, known])[:, : len(METRICS) - _PIXEL_METRICS]
+            rows[:, _N_PIXEL:] = resampled_metrics(images, weights[:, known])[:, : len(METRICS) - _N_PIXEL]
         return rows
 
 

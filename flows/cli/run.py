@@ -77,7 +77,7 @@ def run_and_show(
     from cascade.flows.history import remember_run
     from cascade.flows.outputs import default_folder, write_run
     from cascade.flows.prefect_server import start_ahead
-    from cascade.flows.prepare import prepare, remember_checked
+    from cascade.flows.prepare import prepare, remember_checked, require_metrics
     from cascade.flows.progress import RichReporter
     from cascade.storage.errors import PipelineError
 
@@ -85,6 +85,8 @@ def run_and_show(
     if engine == "prefect" and experiment.runtime.cluster is None:
         start_ahead()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
+    if intervals:
+        require_metrics(prepared.run.manifest, "--ci")
     plan(prepared.run)  # refuses what could not run before anything is written
     remember_checked(prepared.run.manifest, prepared.run.store)
     folder = out or default_folder(machine.runs, experiment.name)
