@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from cascade.configs.loader import load_experiment, parse_override, read_yaml, validate
 from cascade.configs.schema import Experiment, Name, Section
 from cascade.storage.errors import ConfigError, nearest
+from cascade.storage.paths import expanded
 
 GRIDS = Path(__file__).parent / "grids"
 MAX_VARIANTS = 256
@@ -69,7 +70,7 @@ def grid_names() -> list[str]:
 
 def load_grid(source: str) -> Grid:
     """The grid of a preset name or a YAML file. Raises ``ConfigError`` with one line."""
-    path = GRIDS / f"{source}.yaml" if source in grid_names() else Path(source)
+    path = GRIDS / f"{source}.yaml" if source in grid_names() else expanded(source)
     if not path.is_file():
         raise ConfigError(f"no grid '{source}': neither a preset nor a file; {nearest(source, grid_names())}")
     data = read_yaml(path)

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from cascade.configs.schema import Experiment
 from cascade.storage.errors import ConfigError, nearest
+from cascade.storage.paths import expanded
 
 _HERE = Path(__file__).parent
 PRESETS = _HERE / "presets"
@@ -160,7 +161,7 @@ def _names(error: ErrorDetails) -> list[str]:
 
 
 def _resolve(source: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = (folder / source).resolve()
+    path = (folder / expanded(source)).resolve()
     if source in preset_names():
         path = PRESETS / f"{source}.yaml"
     elif not path.is_file():

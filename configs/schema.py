@@ -9,9 +9,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
+
+from cascade.storage.paths import expanded
 
 _MAX_PIXELS = 8192**2
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -39,7 +50,12 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _expanded(value: Any) -> Any:
+    return str(expanded(value)) if isinstance(value, str) else value
+
+
 Name = Annotated[str, AfterValidator(_folder_name)]
+UserPath = Annotated[Path, BeforeValidator(_expanded)]
 
 
 class Section(BaseModel):
@@ -51,7 +67,7 @@ class Section(BaseModel):
 class DatasetConfig(Section):
     """Which photographs are evaluated."""
 
-    path: Path | None = None
+    path: UserPath | None = None
     layout: Literal["auto", "mvtec", "visa", "folder", "manifest"] = "auto"
     name: str | None = Field(None, description="name in the tables; the folder's name when absent")
     split: Literal["test", "train"] = "test"

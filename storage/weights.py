@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from cascade.storage.errors import ConfigError, WeightsError, nearest
+from cascade.storage.paths import expanded
 
 SHIPPED_FOLDER = Path(__file__).parent / "pretrained"
 """The checkpoints that are part of the package, and ``digests.json`` with their sha256."""
@@ -225,6 +226,7 @@ def fetch(
     target = _expected_path(entry, folder)
     if target.is_file() and _fault(entry, target) is None:
         return target
+    folder = target.parent
     url = f"{base_url.rstrip('/')}/{entry.filename}" if base_url else entry.url
     _make_folder(folder)
     part = folder / f".{entry.filename}.{secrets.token_hex(4)}.part"
@@ -263,7 +265,7 @@ def weights_table(
 
 
 def _locate_path(given: str, sha256: str | None, registry: Mapping[str, WeightsEntry]) -> LocatedWeights:
-    path = Path(given).expanduser()
+    path = expanded(given)
     if not path.is_file():
         if path.suffix not in _SUFFIXES and not path.is_absolute():
             raise ConfigError(f"unknown weights '{given}', and no such file; {nearest(given, registry)}")
@@ -298,7 +300,16 @@ def _download(url: str, path: Path, progress: bool) -> None:
 
 
 def _expected_path(entry: WeightsEntry, folder: Path) -> Path:
-    return (folder if entry.url else SHIPPED_FOLDER) / entry.filename
+    return (_weights_folder(folder) if entry.url else SHIPPED_FOLDER) / entry.filename
+
+
+def _weights_folder(folder: Path) -> Path:
+    try:
+        return expanded(folder)
+    except ConfigError:
+        raise WeightsError(
+            f"the weights folder {folder} is not known, since there is no home folder here; set CASCADE_WEIGHTS"
+        ) from None
 
 
 def _fault(entry: WeightsEntry, path: Path) -> str | None:

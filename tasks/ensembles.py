@@ -9,6 +9,7 @@ from typing import Any
 from cascade.clip.ensemble import PromptEnsemble
 from cascade.configs.loader import PROMPTS, read_yaml
 from cascade.storage.errors import ConfigError, nearest
+from cascade.storage.paths import expanded
 
 _KEYS = ("normal", "abnormal", "templates")
 
@@ -18,7 +19,7 @@ def load_ensemble(prompts: str) -> PromptEnsemble:
     """The prompt ensemble of a name in ``configs/prompts`` or of a YAML file. Raises ``ConfigError``."""
     path = PROMPTS / f"{prompts}.yaml"
     if not path.is_file():
-        path = Path(prompts)
+        path = expanded(prompts)
     if not path.is_file():
         known = [each.stem for each in PROMPTS.glob("*.yaml")]
         raise ConfigError(f"localise.prompts: no ensemble '{prompts}'; {nearest(prompts, known)}, or a YAML file")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import Cli
+from tests.flows.conftest import Bench, Cli
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
 
@@ -41,3 +45,104 @@ def test_a_recipe_is_read_like_a_configuration(cli: Cli, tmp_path: Path) -> None
         result = cli("train", "april_gan", "--dataset", tmp_path, "--train", recipe)
         assert result.code == 2
         assert recipe.partition("=")[0] in result.refusal()
+
+
+# Options and arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["rnu", "mini"], ["'rnu'", "Did you mean 'run'? see `cascade --help`"]),
+        (["run", "mini", "--datset", "x"], ["cascade run: no option '--datset'", "did you mean '--dataset'?"]),
+        (["store", "ls", "--sotre", "x"], ["cascade store ls", "did you mean '--store'?"]),
+        (["run"], ["Missing argument", "see `cascade run --help`"]),
+        (["run", "mini", "--engine", "locl"], ["'--engine'", "'locl' is not one of 'prefect', 'local'"]),
+        (["generate", "d", "--size", "big"], ["'--size'", "integer"]),
+        (["train", "april_gan", "--out"], ["'--out' requires an argument"]),
+        (["run", "mini", "--store", ""], ["an argument is empty"]),
+        (["run", "mini", "--store="], ["--store is empty"]),
+        (["run", "a\udcff.yaml"], ["a\\udcff.yaml", "UTF-8"]),
+    ],
+)
+def test_wrong_options_are_answered_like_wrong_values(
+    cli: Cli, tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    result = cli(*arguments)
+    assert result.code == 2
+    assert all(part in result.refusal() for part in parts), result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_and_help_are_where_they_are_looked_for(cli: Cli) -> None:
+    shown = cli("--version")
+    assert (shown.code, shown.out, shown.err) == (0, version("clip-sam-cascade") + "\n", "")
+    for arguments in (["-h"], ["run", "-h"], ["store", "-h"], ["store", "ls", "-h"]):
+        assert cli(*arguments).out == cli(*arguments[:-1], "--help").out
+        assert "Usage" in cli(*arguments).out
+    assert "Usage" in cli("store").out
+
+
+# Folders
+
+
+def test_the_home_folder_is_found_wherever_a_path_is_written(
+    cli: Cli, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    bench.store.rename(home / "store")
+    (home / "data").symlink_to(bench.dataset)
+    (home / "mine.yaml").write_text("extends: mini\ndataset: {path: ~/data, name: tiny}\n", encoding="utf-8")
+    (tmp_path / "top.yaml").write_text("extends: ~/mine.yaml\n", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("CASCADE_RUNS", "~/runs")
+    settings = [part for override in bench.overrides for part in ("--set", override.replace(str(home), "~"))]
+    result = cli("run", "top.yaml", "--engine", "local", "--store=~/store", "--out=~/out", *settings)
+    assert result.code == 0, result.err
+    assert "miss" not in result.out
+    monkeypatch.setenv("CASCADE_STORE", "~/store")
+    monkeypatch.chdir(home)
+    result = cli("run", "mine.yaml", "--engine", "local", "--set", "dataset.path=data", *settings)
+    assert result.code == 0, result.err
+    assert {path.name for path in home.iterdir()} == {"store", "data", "mine.yaml", "runs", "out"}
+
+
+def test_a_variable_that_is_set_to_nothing_means_the_default(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CASCADE_STORE", "CASCADE_RUNS", "CASCADE_WEIGHTS"):
+        monkeypatch.setenv(name, "")
+    (tmp_path / "store" / "embed" / ("0" * 64)).mkdir(parents=True)
+    (tmp_path / "store" / "embed" / ("0" * 64) / "zarr.json").write_text("{}", encoding="utf-8")
+    assert "store/embed" in cli("store", "ls").refusal()
+    assert cli("weights", "ls").code == 0
+
+
+def without_home(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``cascade`` on a machine on which nobody has a home folder."""
+    script = (
+        "import pwd, sys\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "from cascade.flows.cli import main\n"
+        "sys.argv = ['cascade', *sys.argv[1:]]\n"
+        "main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"} | variables
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_nobody_needs_a_home_folder(bench: Bench, tmp_path: Path) -> None:
+    ended = without_home(*bench.arguments(), "--out", str(tmp_path / "out"), CASCADE_RUNS=str(tmp_path / "runs"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    asked = without_home("weights", "ls")
+    assert asked.returncode == 4
+    assert asked.stderr.startswith("error: ")
+    assert asked.stderr.count("\n") == 1
+    assert "set CASCADE_WEIGHTS" in asked.stderr
+    assert without_home("weights", "ls", CASCADE_WEIGHTS=str(tmp_path)).returncode == 0
+    lost = without_home("store", "ls", CASCADE_STORE="~/s")
+    assert lost.returncode == 2
+    assert lost.stderr.startswith("error: CASCADE_STORE: ~/s: ")
