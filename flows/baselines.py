@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cascade.flows.finished import read_finished, require_results
+from cascade.flows.finished import FinishedRun, read_finished, require_results
 from cascade.storage.atomic import write_text
 from cascade.storage.errors import ConfigError, DataError
 
@@ -57,9 +57,17 @@ def baselines(runs: Path) -> list[Baseline]:
 def baseline_of(runs: Path, run_folder: Path) -> Path:
     """The accepted run that a run is held against. Raises ``ConfigError`` if none is accepted."""
     run = read_finished(run_folder)
+    accepted = accepted_run(runs, run.experiment, run.dataset)
+    if accepted is None:
+        raise ConfigError(
+            f"no baseline for {run.experiment} on {run.dataset}; accept a run with `cascade baseline set RUN`"
+        )
+    return accepted.folder
+
+
+def accepted_run(runs: Path, experiment: str, dataset: str) -> FinishedRun | None:
+    """The accepted run of an experiment on a dataset, if there is one. Raises ``DataError`` if it cannot be read."""
     for each in baselines(runs):
-        if (each.experiment, each.dataset) == (run.experiment, run.dataset):
-            return Path(each.folder)
-    raise ConfigError(
-        f"no baseline for {run.experiment} on {run.dataset}; accept a run with `cascade baseline set RUN`"
-    )
+        if (each.experiment, each.dataset) == (experiment, dataset):
+            return read_finished(Path(each.folder))
+    return None

@@ -12,6 +12,7 @@ import pandas as pd
 from cascade.flows.changes import Change, describe, what_changed
 from cascade.flows.finished import FinishedRun, read_finished, require_results
 from cascade.flows.limits import complete_limits
+from cascade.flows.vanished import Vanished, find_vanished
 from cascade.storage.atomic import replacing, write_text
 from cascade.storage.errors import ConfigError, DataError, nearest
 from cascade.tasks.aggregate import MEAN
@@ -36,7 +37,9 @@ class Comparison:
         worst: the shared defective images whose own pixel AP fell, the largest loss first, with the IoU of their masks
             in both runs.
         changes: what made the runs differ.
-        unmatched: how many images only the run has, and only the baseline.
+        only_run: how many images only the run has.
+        vanished: what only the baseline has.
+        allow_vanished: whether the gate stays open all the same.
         undefined: categories without any metric in either run.
     """
 
@@ -48,7 +51,9 @@ class Comparison:
     table: pd.DataFrame
     worst: pd.DataFrame
     changes: tuple[Change, ...]
-    unmatched: tuple[int, int]
+    only_run: int
+    vanished: Vanished
+    allow_vanished: bool
     undefined: tuple[str, ...]
 
     @property
@@ -68,16 +73,31 @@ class Comparison:
             and -row["difference"] > self.limits[row["metric"]]
         ]
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why the gate is closed, one line each: what fell, what vanished unless allowed, or that nothing is left."""
+        lines = self.regressions
+        if not self.allow_vanished:
+            lines += [f"vanished: {line}" for line in self.vanished.whole]
+        if self.table["difference"].isna().all():
+            lines.append("nothing was compared: the runs share no images on which a metric is defined")
+        return lines
+
     def notes(self) -> list[str]:
         """What made the runs differ, one line each, many of a kind cut short; and what was not compared."""
-        lines = describe(self.changes)
+        return [*describe(self.changes), *self.not_compared()]
+
+    def not_compared(self) -> list[str]:
+        """What the numbers leave out, and what they must not be taken for, one line each."""
+        lines = [f"vanished: {line}" for line in (*self.vanished.whole, *self.vanished.part)]
+        if self.only_run:
+            lines.append(f"not compared: {self.only_run} images that only the run has")
         if self.undefined:
-            lines.append(
-                f"not compared: {', '.join(self.undefined)}: labels or masks are missing, no metric is defined"
-            )
-        only_run, only_baseline = self.unmatched
-        if only_run or only_baseline:
-            lines.append(f"not compared: {only_run} images of the run, {only_baseline} of the baseline")
+            names = ", ".join(self.undefined)
+            lines.append(f"not compared: {names}: labels or masks are missing, no metric is defined")
+        for name, side in (("run", self.run), ("baseline", self.baseline)):
+            if side.description.get("leak"):
+                lines.append(f"the {name} is not zero-shot: {side.description['leak']}")
         return lines
 
     def markdown(self) -> str:
@@ -91,7 +111,7 @@ class Comparison:
             f"with a paired {100 * self.level:g} % bootstrap interval over images",
         ]
         lines += ["", "## Gate", ""]
-        lines += [f"- {line}" for line in self.regressions] or [
+        lines += [f"- {line}" for line in self.reasons] or [
             "Passed: no metric fell by more than its limit, chance aside."
         ]
         lines += ["", "## What made the runs differ", "", *(f"- {line}" for line in self.notes())]
@@ -113,6 +133,7 @@ def compare_runs(
     baseline: Path,
     limits: Mapping[str, float] | None = None,
     *,
+    allow_vanished: bool = False,
     step: str = STEPS[-1],
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -124,13 +145,16 @@ def compare_runs(
         run_folder: folder of the run.
         baseline: folder of the run that it is held against.
         limits: how much a metric may fall before it is a regression; see ``cascade.flows.limits``.
+        allow_vanished: whether the gate stays open though categories, steps, metrics or all good or defective images
+            of a category are in the baseline alone.
         step: the step to compare.
         level: of the intervals.
         resamples: number of draws.
         seed: of the draws.
 
     Raises:
-        ConfigError: there is no such metric or step, a limit is no fraction, or ``level`` makes no interval.
+        ConfigError: there is no such metric or step, a limit is no fraction, ``level`` makes no interval, or the runs
+            were scored in different evaluation frames.
         DataError: a folder is not a finished run, has no metrics, or its store does not hold its scores any more.
         StoreError: stored scores are damaged.
     """
@@ -139,8 +163,9 @@ def compare_runs(
     if step not in STEPS:
         raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
     own, other = read_finished(run_folder), read_finished(baseline)
-    for side in (own, other):
-        require_results(side, "a comparison")
+    require_results(own, "a comparison")
+    _require_step(own, step)
+    require_comparable(other, own.frame, step)
     own_images, other_images = own.images(), other.images()
     sides = _scored(own, own_images), _scored(other, other_images)
     matching = match_images(sides[0].images, sides[1].images)
@@ -159,9 +184,28 @@ def compare_runs(
         table=paired.table,
         worst=worst,
         changes=what_changed(own, other, matching),
-        unmatched=(len(matching.only_run), len(matching.only_baseline)),
+        only_run=len(matching.only_run),
+        vanished=find_vanished(own, other, sides[1].images, matching, paired.table),
+        allow_vanished=allow_vanished,
         undefined=tuple(sorted({*own_images["category"], *other_images["category"]} - set(paired.table["category"]))),
     )
+
+
+def require_comparable(baseline: FinishedRun, frame: str, step: str = STEPS[-1]) -> None:
+    """Raise unless runs in an evaluation frame can be held against a baseline; it may be asked before they are made.
+
+    Raises:
+        ConfigError: the frames differ, so that the metrics are of other pixels.
+        DataError: the baseline has no metrics, no such step, or its scores are gone.
+    """
+    require_results(baseline, "a comparison")
+    if baseline.frame != frame:
+        raise ConfigError(
+            f"score.frame is {frame} here and {baseline.frame} in {baseline.folder}: metrics of different evaluation "
+            f"frames are not compared; run one of them again with the other's score.frame"
+        )
+    _require_step(baseline, step)
+    _scored(baseline, baseline.images())
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -184,6 +228,11 @@ def scored_images(table: pd.DataFrame) -> tuple[ScoredImage, ...]:
         )
         for row in rows
     )
+
+
+def _require_step(run: FinishedRun, step: str) -> None:
+    if step not in run.steps():
+        raise DataError(f"{run.folder}: no step '{step}' to compare; {nearest(step, run.steps())}")
 
 
 def _scored(run: FinishedRun, table: pd.DataFrame) -> Scored:

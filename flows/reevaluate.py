@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
-from cascade.flows.baselines import baselines
+from cascade.flows.baselines import accepted_run
 from cascade.flows.changes import describe, what_changed
-from cascade.flows.compare import Comparison, compare_runs, scored_images, write_comparison
+from cascade.flows.compare import Comparison, compare_runs, require_comparable, scored_images, write_comparison
 from cascade.flows.evaluate import Reporter, StagePlan, StageResult, plan
 from cascade.flows.finished import FinishedRun, read_finished
 from cascade.flows.history import remember_run
@@ -32,18 +32,26 @@ Evaluate = Callable[[Run, Reporter], Sequence[StageResult]]
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What a run has to pass; see ``cascade.flows.compare.compare_runs``."""
+
+    limits: Mapping[str, float]
+    allow_vanished: bool
+
+
+@dataclass(frozen=True)
 class Reevaluation:
     """What a re-evaluation found.
 
     Attributes:
-        state: ``unchanged`` since the last run and still accepted, ``passed`` or ``fell`` against the baseline, or
-            ``no baseline`` to hold it against.
+        state: ``unchanged`` since the last run and still accepted, ``passed`` the gate against the baseline or found
+            it ``closed``, or ``no baseline`` to hold it against.
         run: the run, the last one if nothing has changed.
         changes: what changed since the last run, one line each; empty for the first.
         comparison: with the baseline, if there is one.
     """
 
-    state: Literal["unchanged", "passed", "fell", "no baseline"]
+    state: Literal["unchanged", "passed", "closed", "no baseline"]
     run: FinishedRun
     changes: tuple[str, ...]
     comparison: Comparison | None
@@ -52,8 +60,8 @@ class Reevaluation:
     def message(self) -> str:
         """One line: what happened, and why."""
         name = f"{self.run.experiment} on {self.run.dataset}"
-        if self.state == "fell" and self.comparison is not None:
-            return f"{name}: " + "; ".join(self.comparison.regressions)
+        if self.state == "closed" and self.comparison is not None:
+            return f"{name}: " + "; ".join(self.comparison.reasons)
         if self.state == "no baseline":
             return f"{name}: no baseline; accept this run with `cascade baseline set {self.run.folder}`"
         if self.state == "unchanged":
@@ -77,6 +85,7 @@ def reevaluate(
     *,
     engine: str,
     limits: Mapping[str, float] | None = None,
+    allow_vanished: bool = False,
 ) -> Reevaluation:
     """Check the data, run what is new, and compare with the accepted run of this experiment and dataset.
 
@@ -91,29 +100,33 @@ def reevaluate(
         reporter: shows the progress.
         engine: its name, for ``run.json``.
         limits: how far each metric may fall; see ``cascade.flows.limits``.
+        allow_vanished: see ``cascade.flows.compare.compare_runs``.
 
     Raises:
-        PipelineError: as ``cascade run`` does.
+        PipelineError: as ``cascade run`` and ``cascade compare`` do; all that can be is found before any work.
         StageError: another re-evaluation of this experiment is still at work.
     """
-    limits = complete_limits(limits)
+    gate = Gate(complete_limits(limits), allow_vanished)
     folder = settings.runs / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "reevaluate.lock", timeout=0):
             prepared = prepare(experiment, store, settings)
             require_metrics(prepared.run.manifest, "a re-evaluation")
+            baseline = accepted_run(settings.runs, experiment.name, prepared.run.manifest.name)
+            if baseline is not None:
+                require_comparable(baseline, str(experiment.score.frame))
             planned = plan(prepared.run)
             remember_checked(prepared.run.manifest, prepared.run.store)
             last = last_run(settings.runs, experiment.name, prepared.run.manifest.name)
             if last is not None and is_the_same(last, prepared.run, planned):
-                return _judged(last, (), settings, limits, new=False)
+                return _judged(last, (), baseline, gate, new=False)
             results = evaluate(prepared.run, reporter)
             target = default_folder(settings.runs, experiment.name)
             write_run(target, prepared, results, engine)
             remember_run(settings.runs, target)
             run = read_finished(target)
-            return _judged(run, () if last is None else _changes(run, last), settings, limits, new=True)
+            return _judged(run, () if last is None else _changes(run, last), baseline, gate, new=True)
     except Timeout:
         raise StageError(f"{experiment.name}: the re-evaluation before is still at work; this one is skipped") from None
 
@@ -146,17 +159,12 @@ def _changes(run: FinishedRun, last: FinishedRun) -> tuple[str, ...]:
 
 
 def _judged(
-    run: FinishedRun, changes: tuple[str, ...], settings: Settings, limits: Mapping[str, float] | None, *, new: bool
+    run: FinishedRun, changes: tuple[str, ...], baseline: FinishedRun | None, gate: Gate, *, new: bool
 ) -> Reevaluation:
-    accepted = [
-        Path(each.folder)
-        for each in baselines(settings.runs)
-        if (each.experiment, each.dataset) == (run.experiment, run.dataset)
-    ]
-    if not accepted:
+    if baseline is None:
         return Reevaluation("no baseline", run, changes, None)
-    comparison = compare_runs(run.folder, accepted[0], limits)
+    comparison = compare_runs(run.folder, baseline.folder, gate.limits, allow_vanished=gate.allow_vanished)
     write_comparison(comparison, run.folder)
-    if comparison.regressions:
-        return Reevaluation("fell", run, changes, comparison)
+    if comparison.reasons:
+        return Reevaluation("closed", run, changes, comparison)
     return Reevaluation("passed" if new else "unchanged", run, changes, comparison)

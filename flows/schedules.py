@@ -37,6 +37,7 @@ def reevaluate_flow(
     settings: list[str] | None = None,
     max_drop: dict[str, float] | None = None,
     store: str | None = None,
+    allow_vanished: bool = False,
 ) -> State[Any]:
     """Run an experiment, publish a report, and fail with the reason if a metric fell.
 
@@ -46,10 +47,11 @@ def reevaluate_flow(
         settings: changes as for ``cascade run --set``.
         max_drop: how far each metric may fall, for example ``{"pixel_ap": 0.02}``.
         store: folder of the artefacts; ``CASCADE_STORE`` when absent.
+        allow_vanished: whether categories, metrics and images of the baseline may be missing.
 
     Returns:
-        ``Failed`` with one line for each metric that fell; ``Completed`` named ``Unchanged`` if there was nothing to
-        do; else ``Completed``.
+        ``Failed`` with one line for each metric that fell and all that vanished; ``Completed`` named ``Unchanged`` if
+        there was nothing to do; else ``Completed``.
     """
     machine = Settings()
     loaded = load_with_options(experiment, None if dataset is None else Path(dataset), settings)
@@ -61,9 +63,10 @@ def reevaluate_flow(
         LogReporter(get_run_logger()),
         engine="prefect",
         limits=max_drop,
+        allow_vanished=allow_vanished,
     )
     _publish(found)
-    if found.state == "fell":
+    if found.state == "closed":
         return Failed(message=found.message)
     return Completed(message=found.message, name="Unchanged" if found.state == "unchanged" else None)
 
@@ -95,11 +98,11 @@ def _publish(found: Reevaluation) -> None:
     try:
         key = "reevaluate-" + "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)
         create_markdown_artifact(key=key, markdown=found.markdown(), description=found.message)
-        if found.state == "fell" and found.comparison is not None:
+        if found.state == "closed" and found.comparison is not None:
             emit_event(
                 REGRESSION,
                 resource={"prefect.resource.id": f"cascade.experiment.{name}", "prefect.resource.name": name},
-                payload={"reasons": found.comparison.regressions, "folder": str(found.run.folder)},
+                payload={"reasons": found.comparison.reasons, "folder": str(found.run.folder)},
             )
     except Exception as error:  # whatever the server says, the report is on disk
         get_run_logger().warning("no artifact or event: %s", error)

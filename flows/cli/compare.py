@@ -20,6 +20,9 @@ MaxDropOption = Annotated[
     list[str] | None,
     typer.Option("--max-drop", help="How far a metric may fall, e.g. pixel_ap=0.02; 0.01 for all by default."),
 ]
+AllowVanishedOption = Annotated[
+    bool, typer.Option("--allow-vanished", help="Pass though categories, metrics or images of the baseline are gone.")
+]
 _WORST = 3
 
 
@@ -29,11 +32,12 @@ def compare(
         str, typer.Argument(metavar="BASELINE", help="Folder of the run before, or 'baseline' for the accepted one.")
     ],
     max_drop: MaxDropOption = None,
+    allow_vanished: AllowVanishedOption = False,
     level: Annotated[float, typer.Option("--ci", help="Level of the intervals.")] = 0.95,
     step: Annotated[str | None, typer.Option(help="Step to compare; the last by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of comparison.md and .csv; RUN by default.")] = None,
 ) -> None:
-    """Compare two runs on the images they share; exit code 1 if a metric fell by more than its limit."""
+    """Compare two runs on the images they share; exit code 1 if a metric fell by more than its limit, or vanished."""
     from cascade.configs.settings import Settings
     from cascade.flows.baselines import baseline_of
     from cascade.flows.compare import compare_runs, write_comparison
@@ -43,12 +47,14 @@ def compare(
     limits = parse_limits(max_drop or [])
     other = baseline_of(Settings().runs, run_folder) if baseline == ACCEPTED else Path(baseline)
     with spinner("drawing images"):
-        comparison = compare_runs(run_folder, other, limits, step=step or STEPS[-1], level=level)
+        comparison = compare_runs(
+            run_folder, other, limits, allow_vanished=allow_vanished, step=step or STEPS[-1], level=level
+        )
     write_comparison(comparison, out or run_folder)
     console = make_console()
     _show(comparison, console)
     console.print(f"comparison.md and comparison.csv in {plain(str(out or run_folder))}", soft_wrap=True)
-    if comparison.regressions:
+    if comparison.reasons:
         raise typer.Exit(1)
 
 
@@ -112,8 +118,8 @@ def _show(comparison: Comparison, console: Console) -> None:
     for row in comparison.worst.head(_WORST).to_dict("records"):
         change = f"pixel AP {row['baseline']:.3f} → {row['run']:.3f}"
         console.print(f"lost most {plain(row['path'])}: {change}", soft_wrap=True, highlight=False)
-    for line in comparison.regressions:
-        console.print(f"[red]regression[/red] {plain(line)}", soft_wrap=True, highlight=False)
+    for line in comparison.reasons:
+        console.print(f"[red]gate closed[/red] {plain(line)}", soft_wrap=True, highlight=False)
 
 
 def _percent(value: float) -> str:

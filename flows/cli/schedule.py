@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cascade.flows.cli.compare import MaxDropOption
+from cascade.flows.cli.compare import AllowVanishedOption, MaxDropOption
 from cascade.flows.cli.console import make_console, plain
 from cascade.flows.cli.options import DatasetOption, EngineOption, SetOption, StoreOption, evaluator, load_with_options
 
@@ -20,8 +20,9 @@ def reevaluate(
     store: StoreOption = None,
     engine: EngineOption = "prefect",
     max_drop: MaxDropOption = None,
+    allow_vanished: AllowVanishedOption = False,
 ) -> None:
-    """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if a metric fell."""
+    """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if the gate closes."""
     from cascade.configs.settings import Settings
     from cascade.flows.limits import parse_limits
     from cascade.flows.progress import RichReporter
@@ -32,12 +33,21 @@ def reevaluate(
     loaded = load_with_options(experiment, dataset, settings, engine=engine)
     with RichReporter(console) as reporter:
         found = again(
-            loaded, store or machine.store, machine, evaluator(engine), reporter, engine=engine, limits=limits
+            loaded,
+            store or machine.store,
+            machine,
+            evaluator(engine),
+            reporter,
+            engine=engine,
+            limits=limits,
+            allow_vanished=allow_vanished,
         )
     for line in found.changes:
         console.print(f"changed since the last run: {plain(line)}", soft_wrap=True, highlight=False)
+    for line in found.comparison.not_compared() if found.comparison is not None else ():
+        console.print(plain(line), soft_wrap=True, highlight=False)
     console.print(plain(found.message), soft_wrap=True, highlight=False)
-    if found.state == "fell":
+    if found.state == "closed":
         raise typer.Exit(1)
 
 
@@ -50,6 +60,7 @@ def serve(
     settings: SetOption = None,
     store: StoreOption = None,
     max_drop: MaxDropOption = None,
+    allow_vanished: AllowVanishedOption = False,
 ) -> None:
     """Re-evaluate on a schedule, in this process, until Ctrl-C; one run at a time, overlapping slots are skipped."""
     from cascade.flows.limits import parse_limits
@@ -65,5 +76,6 @@ def serve(
         "settings": settings or [],
         "max_drop": limits,
         "store": None if store is None else str(store.resolve()),
+        "allow_vanished": allow_vanished,
     }
     serve_flow(name or loaded.name, parameters, cron=cron, timezone=timezone)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cascade.storage.datasets import load_manifest
+from cascade.tasks.score import STEPS
 from tests.flows.conftest import Bench, Cli, files_of
-from tests.planted import plant_run, planted_images
+from tests.planted import PlantedImage, plant_run, planted_images
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,141 @@ def test_of_partly_labelled_data_what_is_defined_is_compared_and_the_rest_is_nam
     assert result.code == 0
     assert "not compared: carpet: labels or masks are missing" in result.out
     assert "not compared: carpet" in (run / "comparison.md").read_text(encoding="utf-8")
+
+
+# What vanishes
+
+
+def without(*names: str) -> list[PlantedImage]:
+    """The planted images without those whose names begin with one of ``names``."""
+    return [image for image in planted_images() if not image.name.startswith(names)]
+
+
+DEFECTIVE = tuple(f"nut/{number:02}" for number in range(5, 14))
+GOOD = tuple(f"nut/{number:02}" for number in range(5))
+
+
+@pytest.mark.parametrize(
+    ("gone", "reasons"),
+    [
+        (("pin",), ["pin: none of the baseline's 14 images is in the run"]),
+        (
+            ("pin", "cap"),
+            [f"{category}: none of the baseline's 14 images is in the run" for category in ("cap", "pin")],
+        ),
+        (DEFECTIVE, ["nut: none of the baseline's 9 defective images is in the run"]),
+        (GOOD, ["nut: none of the baseline's 5 good images is in the run"]),
+    ],
+)
+def test_what_vanishes_closes_the_gate_unless_allowed(
+    cli: Cli, baseline: Path, tmp_path: Path, gone: tuple[str, ...], reasons: list[str]
+) -> None:
+    run = plant_run(tmp_path / "run", without(*gone))
+    result = cli("compare", run, baseline)
+    assert result.code == 1
+    closed = [line.removeprefix("gate closed ") for line in result.out.splitlines() if line.startswith("gate closed")]
+    assert closed == [f"vanished: {reason}" for reason in reasons]
+    gate = (run / "comparison.md").read_text(encoding="utf-8").partition("## Gate")[2].partition("##")[0]
+    assert all(reason in gate for reason in reasons)
+    allowed = cli("compare", run, baseline, "--allow-vanished")
+    assert allowed.code == 0
+    assert all(f"vanished: {reason}" in allowed.out for reason in reasons)
+
+
+def test_some_lost_images_are_counted_and_the_gate_stays_open(cli: Cli, baseline: Path, tmp_path: Path) -> None:
+    run = plant_run(tmp_path / "run", without("nut/00", "nut/12", "nut/13"))
+    result = cli("compare", run, baseline)
+    assert result.code == 0
+    assert (
+        "vanished: nut: 3 of the baseline's 14 images (2 of 9 defective, 1 of 5 good) are not in the run" in result.out
+    )
+
+
+def test_replaced_images_are_lost_images(cli: Cli, baseline: Path, tmp_path: Path) -> None:
+    other = [replace(image, name=f"{image.name}-new") for image in planted_images(("nut",), seed=1)]
+    run = plant_run(tmp_path / "run", [*without("nut"), *other])
+    result = cli("compare", run, baseline)
+    assert result.code == 1
+    assert "gate closed vanished: nut: none of the baseline's 14 images is in the run" in result.out
+    assert "not compared: 14 images that only the run has" in result.out
+
+
+def test_without_any_shared_image_the_gate_is_closed_whatever_is_allowed(
+    cli: Cli, baseline: Path, tmp_path: Path
+) -> None:
+    run = plant_run(tmp_path / "run", planted_images(("rod",)))
+    result = cli("compare", run, baseline, "--allow-vanished")
+    assert result.code == 1
+    assert "gate closed nothing was compared" in result.out
+    assert {line.split()[-1] for line in result.out.splitlines() if line.split()[:1] == ["rod"]} == {"appeared"}
+
+
+def test_a_metric_that_vanishes_closes_the_gate(cli: Cli, own_data: Bench, tmp_path: Path) -> None:
+    """A defective image whose mask is gone takes the pixel metrics of its category along."""
+    listed = own_data.prepare().run.manifest.to_frame()
+    for name in ("before", "after"):
+        if name == "after":
+            listed.loc[listed.query("category == 'carpet' and label == 1").index[0], "mask_path"] = None
+        listed.to_csv(own_data.dataset / "listed.csv", index=False)
+        run = replace(own_data, dataset=own_data.dataset / "listed.csv").arguments()
+        assert cli(*run, "--out", tmp_path / name).code == 0
+    result = cli("compare", tmp_path / "after", tmp_path / "before")
+    assert result.code == 1
+    (line,) = [line for line in result.out.splitlines() if line.startswith("gate closed")]
+    assert line == (
+        "gate closed vanished: carpet: pixel_auroc, pixel_f1max, pixel_ap, pixel_aupro: in the baseline, not in the run"
+    )
+    assert cli("compare", tmp_path / "after", tmp_path / "before", "--allow-vanished").code == 0
+
+
+def test_a_step_that_vanishes_closes_the_gate(cli: Cli, baseline: Path, tmp_path: Path) -> None:
+    run = plant_run(tmp_path / "run", planted_images())
+    results = pd.read_parquet(run / "results.parquet")
+    results[results["step"] != STEPS[1]].to_parquet(run / "results.parquet")
+    result = cli("compare", run, baseline)
+    assert result.code == 1
+    assert f"gate closed vanished: step '{STEPS[1]}' is not in the run" in result.out
+    refused = cli("compare", run, baseline, "--step", STEPS[1])
+    assert refused.code == 2
+    assert f"no step '{STEPS[1]}' to compare" in refused.refusal()
+
+
+@pytest.mark.timeout(600)
+def test_a_reevaluation_notices_categories_that_are_gone(cli: Cli, own_data: Bench, tmp_path: Path) -> None:
+    arguments = ["reevaluate", *own_data.arguments()[1:]]
+    assert cli(*arguments).code == 0
+    (run,) = (path.parent for path in (tmp_path / "runs" / "mini").glob("*/run.json"))
+    assert cli("baseline", "set", run).code == 0
+    shutil.rmtree(own_data.dataset / "carpet")
+    result = cli(*arguments)
+    assert result.code == 1
+    assert "carpet: none of the baseline's 4 images is in the run" in result.out.splitlines()[-1]
+    allowed = cli(*arguments, "--allow-vanished")
+    assert allowed.code == 0
+    assert "vanished: carpet: none of the baseline's 4 images is in the run" in allowed.out
+
+
+# Runs that cannot be compared
+
+
+def test_runs_of_different_evaluation_frames_are_not_compared(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    for frame in (96, 80):
+        assert cli(*bench.arguments(f"score.frame={frame}"), "--out", tmp_path / f"{frame}").code == 0
+    before = files_of(tmp_path)
+    result = cli("compare", tmp_path / "80", tmp_path / "96")
+    assert result.code == 2
+    assert "score.frame is 80 here and 96 in" in result.refusal()
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.usefixtures("no_networks")
+def test_a_reevaluation_in_another_frame_is_refused_before_all_work(cli: Cli, empty: Bench, tmp_path: Path) -> None:
+    named = json.loads((plant_run(tmp_path / "run", planted_images()) / "run.json").read_text(encoding="utf-8"))
+    named["dataset"]["name"] = empty.dataset.name
+    (tmp_path / "run" / "run.json").write_text(json.dumps(named), encoding="utf-8")
+    assert cli("baseline", "set", tmp_path / "run").code == 0
+    before = files_of(tmp_path)
+    result = cli("reevaluate", *empty.arguments()[1:])
+    assert result.code == 2
+    assert "score.frame is 96 here and" in result.refusal()
+    assert files_of(tmp_path) == before

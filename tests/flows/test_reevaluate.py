@@ -81,13 +81,13 @@ def test_night_after_night(nightly: Callable[..., Reevaluation], worse: str, tmp
     assert harmless.changes == ("config refine.box_padding: 0.0 → 0.01",)
 
     fallen = nightly(worse)
-    assert fallen.state == "fell"
+    assert fallen.state == "closed"
     assert re.search(FELL, fallen.message)
     assert any(line.startswith("weights adapter: ") for line in fallen.changes)
     assert fallen.message in fallen.markdown()
 
     again = nightly(worse)
-    assert (again.state, again.run.folder) == ("fell", fallen.run.folder)
+    assert (again.state, again.run.folder) == ("closed", fallen.run.folder)
 
 
 def test_a_new_image_is_run_and_named(nightly: Callable[..., Reevaluation], photographs: Path) -> None:
