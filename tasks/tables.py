@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from cascade.configs.schema import Frame
 from cascade.tasks import prompt, refine, score
 from cascade.tasks.aggregate import METRICS, table_rows
 from cascade.tasks.stage import Run, worded_id
@@ -35,7 +36,7 @@ def results_table(run: Run, *, leak: bool = False, intervals: pd.DataFrame | Non
         "dataset": run.manifest.name,
         "localiser": run.experiment.localise.method,
         "refiner": REFINER,
-        "frame": str(run.experiment.score.frame),
+        "frame": _frame(run.experiment.score.frame),
     }
     table = pd.DataFrame([constant | row for row in table_rows(run)], columns=list(RESULT_COLUMNS))
     table = table.astype(dict.fromkeys(METRICS, "float64"))
@@ -112,6 +113,11 @@ def points_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(_POINT_COLUMNS))
     numbers = {"set": "int64", "x": "float64", "y": "float64", "label": "int64", "value": "float64"}
     return _marked(table.astype(numbers), leak)
+
+
+def _frame(side: Frame) -> str:
+    """``518x518`` or ``native``: words alone, so that a CSV file is read as the parquet file is."""
+    return side if isinstance(side, str) else f"{side}x{side}"
 
 
 def _marked(table: pd.DataFrame, leak: bool) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError
 
 Progress = Callable[[dict[str, float]], None]
@@ -125,7 +126,6 @@ def export(path: Path, weights: Mapping[str, torch.Tensor], facts: dict[str, Any
         name: (tensor.detach().cpu().half() if tensor.is_floating_point() else tensor.detach().cpu()).contiguous()
         for name, tensor in weights.items()
     }
-    partial = path.with_suffix(".partial")
-    save_file(half, partial, metadata={key: str(value) for key, value in facts.items()})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(half, partial, metadata={key: str(value) for key, value in facts.items()})
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")

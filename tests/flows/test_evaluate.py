@@ -329,7 +329,7 @@ def test_results_have_the_documented_columns_and_rows(finished: tuple[Bench, Out
     assert set(results["dataset"]) == {"tiny"}
     assert set(results["localiser"]) == {"april_gan"}
     assert set(results["refiner"]) == {"cps"}
-    assert set(results["frame"]) == {96}
+    assert set(results["frame"]) == {"96x96"}
     counts = results.groupby("category")[["n_images", "n_anomalous"]].first()
     assert counts.to_dict("index") == {
         "carpet": {"n_images": 4, "n_anomalous": 2},
