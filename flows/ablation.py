@@ -18,7 +18,7 @@ from cascade.configs.grid import Grid, Variant, varied_keys
 from cascade.configs.loader import validate
 from cascade.configs.schema import Experiment, Section
 from cascade.storage.atomic import write_text
-from cascade.storage.errors import ConfigError, DataError
+from cascade.storage.errors import DataError
 
 FILE = "ablation.json"
 
@@ -98,9 +98,3 @@ def read_ablation(folder: Path) -> Ablation:
 def write_ablation(folder: Path, ablation: Ablation) -> None:
     """Write ``ablation.json``, whole or not at all."""
     write_text(folder / FILE, ablation.model_dump_json(indent=2) + "\n")
-
-
-def require_unused(folder: Path) -> None:
-    """Raise ``ConfigError`` if a folder holds an ablation already."""
-    if (folder / FILE).exists():
-        raise ConfigError(f"--out {folder}: holds an ablation; go on with --resume {folder}, or choose another folder")

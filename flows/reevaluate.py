@@ -133,7 +133,7 @@ def reevaluate(
 
 def last_run(runs: Path, experiment: str, dataset: str) -> FinishedRun | None:
     """The newest finished run of an experiment on a dataset in the default folders."""
-    for path in sorted((runs / experiment).glob("*/run.json"), reverse=True):
+    for path in sorted((runs / experiment).glob("2*/run.json"), reverse=True):
         try:
             run = read_finished(path.parent)
         except DataError:

@@ -12,6 +12,7 @@ from cascade.flows.evaluate import Reporter, run_stage
 from cascade.flows.local_engine import execute_locally
 from cascade.flows.prepare import locate_clip, read_manifest, remember_checked
 from cascade.storage.errors import ConfigError, CorruptItem
+from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
 from cascade.tasks.stage import Run
 from cascade.tasks.train_april_gan import TOKENS, Epoch, train_adapter
@@ -29,11 +30,14 @@ def train_april_gan(
     """Cache the tokens of the dataset's split, then train on them; the adapter is written to ``out``.
 
     Raises:
-        ConfigError: ``out`` does not end in ``.safetensors``.
+        ConfigError: ``out`` does not end in ``.safetensors``, is there already or cannot be written.
         DataError, WeightsError: see their messages.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: must end in .safetensors")
+    require_writable(out.parent)
+    if out.exists():
+        raise ConfigError(f"--out {out}: is there already; choose another name, or move it away")
     manifest = read_manifest(experiment, store)
     weights = {"clip": locate_clip(experiment, settings)}
     if config.start is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cascade.storage.errors import ConfigError
@@ -18,3 +19,26 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"{path}: it is not known which folder '~' is here; write the whole path") from error
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ``ConfigError`` unless a folder can be written to, or be made where it is wanted; nothing is written."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            place.stat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be a folder ({error.strerror}); choose another") from error
+        if not place.is_dir():
+            raise ConfigError(f"{folder}: {place} is a file, not a folder; choose another place")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ConfigError(f"{folder}: {place} cannot be written to; choose another place, or mend its permissions")
+        return
+
+
+def require_new(folder: Path) -> None:
+    """Raise ``ConfigError`` unless a folder is empty or not there yet, and can be written to."""
+    require_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: holds files already; choose a new folder, or empty this one")

@@ -60,9 +60,9 @@ def experiment(dataset, clip_weights):
     return load_experiment("mini", [f"dataset.path={dataset}", f"localise.weights={clip_weights}"])
 
 
-def _train(experiment, tmp_path, config, store=None):
+def _train(experiment, tmp_path, config, store=None, name="adapter"):
     losses, quiet = [], Quiet()
-    out = tmp_path / "adapter.safetensors"
+    out = tmp_path / f"{name}.safetensors"
     train_april_gan(experiment, config, out, store or tmp_path / "store", Settings(), quiet, losses.append)
     return out, [epoch.loss for epoch in losses], quiet.result
 
@@ -71,7 +71,7 @@ def test_loss_falls_and_tokens_are_cached(experiment, tmp_path):
     out, losses, first = _train(experiment, tmp_path, TrainConfig(epochs=6, batch_size=4))
     assert losses[-1] < losses[0]
     assert (first.stage, first.computed) == ("tokens", 12)
-    again, same, second = _train(experiment, tmp_path, TrainConfig(epochs=6, batch_size=4))
+    again, same, second = _train(experiment, tmp_path, TrainConfig(epochs=6, batch_size=4), name="again")
     assert (second.hits, second.computed) == (12, 0)
     assert same == losses
     assert again.read_bytes() == out.read_bytes()
@@ -120,7 +120,7 @@ def test_training_goes_on_from_another_adapter_and_remembers_it(experiment, tmp_
     elsewhere = load_experiment(
         "mini", [f"dataset.path={tmp_path / 'other'}", f"localise.weights={experiment.localise.weights}"]
     )
-    third, _, _ = _train(elsewhere, tmp_path, TrainConfig(epochs=1, batch_size=4, start=str(second)))
+    third, _, _ = _train(elsewhere, tmp_path, TrainConfig(epochs=1, batch_size=4, start=str(second)), name="third")
     manifest = read_manifest(experiment, tmp_path)
     assert "was trained on 12 of the 12 images" in find_leak(
         experiment, manifest, LocatedWeights(third, file_sha256(third), "path")
@@ -153,7 +153,7 @@ def test_mosaics_are_made_of_one_category(experiment, tmp_path):
 def test_mosaics_change_the_training(experiment, tmp_path):
     plain, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=6))
     before = plain.read_bytes()
-    mosaic, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=6, mosaic=1.0))
+    mosaic, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=6, mosaic=1.0), name="mosaic")
     assert mosaic.read_bytes() != before
 
 

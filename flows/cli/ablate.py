@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascade.flows.cli.console import make_console, models_note, per_cent, plain
+from cascade.flows.cli.console import announce_store, make_console, models_note, per_cent, plain
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
@@ -61,8 +61,8 @@ def ablate(
     from cascade.configs.grid import expand, load_grid
     from cascade.configs.settings import Settings
     from cascade.flows.ablate import prepare_variants
-    from cascade.flows.ablation import new_ablation, read_ablation, require_unused
-    from cascade.flows.outputs import default_folder
+    from cascade.flows.ablation import new_ablation, read_ablation
+    from cascade.flows.outputs import default_folder, link_latest, require_unused
     from cascade.flows.prefect_server import start_ahead
     from cascade.storage.errors import ConfigError
 
@@ -92,6 +92,7 @@ def ablate(
         show_plan(ablation, candidates, machine.runs, console)
         return
     ablation, table = carry_out(ablation, candidates, folder, engine, console)
+    link_latest(folder)
     if table is not None:
         show_ablation(ablation, table, console)
     console.print(f"tables in {folder}", soft_wrap=True)
@@ -118,6 +119,7 @@ def carry_out(
     for line in dict.fromkeys(line for each in ready for line in each.warnings):
         console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
     write_ablation(folder, ablation)
+    announce_store(ablation.store, console)
     for each in {id(each.run.manifest): each for each in ready}.values():
         remember_checked(each.run.manifest, each.run.store)
 

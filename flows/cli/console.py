@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from rich.console import Console
 
@@ -67,6 +69,12 @@ def spinner(text: str) -> Iterator[None]:
     """A sign of life beside ``text`` while something takes its time."""
     with make_console().status(text):
         yield
+
+
+def announce_store(store: Path, console: Console) -> None:
+    """Say where the store will be, if there is none yet."""
+    if not store.exists():
+        console.print(f"new store in {plain(str(store.resolve()))}", soft_wrap=True, highlight=False)
 
 
 def plain(text: str) -> str:

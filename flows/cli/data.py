@@ -20,8 +20,10 @@ def generate(
 ) -> None:
     """Write a dataset of generated inspection photographs with exact masks."""
     from cascade.flows.generate import generate_dataset
+    from cascade.storage.paths import require_new
     from cascade.synthesis.scene import CATEGORIES
 
+    require_new(target)
     with spinner("generating photographs"):
         count = generate_dataset(
             target, categories=categories or CATEGORIES, good=good, defective=defective, size=size, seed=seed
@@ -66,8 +68,10 @@ def export(
 ) -> None:
     """Write the scored maps and the masks they were scored against, one file each."""
     from cascade.flows.export import export_run
+    from cascade.storage.paths import require_new
     from cascade.tasks.score import STEPS
 
+    require_new(target)
     with spinner("writing maps and masks"):
         count = export_run(
             run_folder,

@@ -38,7 +38,7 @@ def reproduce(
     Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run.
     """
     from cascade.configs.settings import Settings
-    from cascade.flows.outputs import default_folder
+    from cascade.flows.outputs import default_folder, link_latest, require_unused
     from cascade.flows.reproduce import plan_reproduction, runs_of
     from cascade.storage.atomic import replacing
     from cascade.tasks.reproduction import reproduction_table
@@ -47,10 +47,12 @@ def reproduce(
     planned = plan_reproduction(
         table, experiment, settings or [], dataset_root, adapters or [], store or machine.store, machine
     )
+    folder = out or default_folder(machine.runs, table)
+    for place in (folder, *(folder / name for name in planned.parts)):
+        require_unused(place)
     if not planned.parts:
         _print_lines("missing", "red", planned.missing)
         raise typer.Exit(2)
-    folder = out or default_folder(machine.runs, table)
     ended = {
         name: carry_out(part.ablation, part.candidates, folder / name, engine, console)[0]
         for name, part in planned.parts.items()
@@ -59,6 +61,7 @@ def reproduce(
     compared = reproduction_table(planned.published, runs)
     with replacing(folder / "reproduction.csv") as path:
         compared.to_csv(path, index=False)
+    link_latest(folder)
     console.print(_shown(compared))
     console.print(
         f"paper: {planned.published.source}; frame of its pixels: {planned.published.frame}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascade.flows.cli.console import make_console, plain, show_results, spinner
+from cascade.flows.cli.console import announce_store, make_console, plain, show_results, spinner
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
@@ -48,19 +48,22 @@ def run(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the photographs, the store and the tables.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the photographs, the store, and a new folder of tables.")] = Path(
         "runs/demo"
     ),
     engine: EngineOption = "prefect",
 ) -> None:
     """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
     from cascade.flows.generate import generate_dataset
+    from cascade.flows.outputs import default_folder
+    from cascade.storage.paths import require_writable
 
+    require_writable(out)
     data = out / "data"
     with spinner("generating photographs"):
         generate_dataset(data, categories=DEMO_CATEGORIES, good=4, defective=8)
     demonstrated = load_with_options("mini", data, ["name=demo", "dataset.name=demo"])
-    run_and_show(demonstrated, out, out / "store", engine, allow_leak=False)
+    run_and_show(demonstrated, default_folder(out.parent, out.name), out / "store", engine, allow_leak=False)
 
 
 def run_and_show(
@@ -75,21 +78,23 @@ def run_and_show(
     from cascade.configs.settings import Settings
     from cascade.flows.evaluate import plan
     from cascade.flows.history import remember_run
-    from cascade.flows.outputs import default_folder, write_run
+    from cascade.flows.outputs import default_folder, require_unused, write_run
     from cascade.flows.prefect_server import start_ahead
     from cascade.flows.prepare import prepare, remember_checked, require_metrics
     from cascade.flows.progress import RichReporter
     from cascade.storage.errors import PipelineError
 
     machine, console = Settings(), make_console()
+    folder = out or default_folder(machine.runs, experiment.name)
+    require_unused(folder)
     if engine == "prefect" and experiment.runtime.cluster is None:
         start_ahead()
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
     if intervals:
         require_metrics(prepared.run.manifest, "--ci")
     plan(prepared.run)  # refuses what could not run before anything is written
+    announce_store(prepared.run.store, console)
     remember_checked(prepared.run.manifest, prepared.run.store)
-    folder = out or default_folder(machine.runs, experiment.name)
     for line in prepared.warnings:
         console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
     with RichReporter(console) as reporter:

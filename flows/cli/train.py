@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cascade.flows.cli.console import make_console
+from cascade.flows.cli.console import make_console, plain
 from cascade.flows.cli.options import DatasetOption, SetOption, StoreOption, load_with_options
 
 app = typer.Typer(help="Train the linear layers of a CLIP method, or the mini models.", no_args_is_help=True)
@@ -34,16 +34,20 @@ def train_april_gan(
 
     machine, console = Settings(), make_console()
     loaded, config = load_with_options(experiment, dataset, settings), train_config(recipe or [])
+    folder = store or machine.store
+    fresh = not folder.exists()
     with RichReporter(console) as reporter:
         epochs = train(
             loaded,
             config,
             out,
-            store or machine.store,
+            folder,
             machine,
             reporter,
             lambda epoch: console.print(f"epoch {epoch.number} of {config.epochs}: loss {epoch.loss:.4f}"),
         )
+    if fresh:
+        console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
     console.print(f"{out}: trained for {len(epochs)} epochs; use it with --set localise.adapter={out}", soft_wrap=True)
 
 
@@ -55,8 +59,10 @@ def train_mini_clip(
     device: DeviceOption = "auto",
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
+    from cascade.storage.paths import require_writable
     from cascade.tasks.pretraining.mini_clip import pretrain_clip
 
+    require_writable(out)
     _print_facts(pretrain_clip(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
 
 
@@ -73,9 +79,11 @@ def train_mini_sam(
 ) -> None:
     """Train the small SAM on generated photographs; the same command resumes after a stop."""
     from cascade.configs.settings import Settings
+    from cascade.storage.paths import require_writable
     from cascade.storage.weights import locate
     from cascade.tasks.pretraining.mini_sam import pretrain_sam
 
+    require_writable(out)
     found = None if start is None else locate(start, folder=Settings().weights)
     facts = pretrain_sam(out, minutes=minutes, seed=seed, device=device, start=found, progress=_print_facts)
     _print_facts(facts)

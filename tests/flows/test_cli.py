@@ -62,7 +62,7 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
 def test_intervals_stand_beside_the_numbers(cli: Cli, bench: Bench, tmp_path: Path) -> None:
     result = cli(*bench.arguments(), "--ci", "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    table = pd.read_csv(tmp_path / "out" / "results.csv", dtype={"frame": str})
+    table = pd.read_csv(tmp_path / "out" / "results.csv")
     pd.testing.assert_frame_equal(table, pd.read_parquet(tmp_path / "out" / "results.parquet"))
     run = bench.prepare().run
     expected = result_intervals(run).set_index(["category", "step", "metric"])
@@ -84,7 +84,7 @@ def test_intervals_stand_beside_the_numbers(cli: Cli, bench: Bench, tmp_path: Pa
 def test_by_default_a_run_goes_to_a_new_folder_under_runs(cli: Cli, bench: Bench, tmp_path: Path) -> None:
     for _ in range(2):
         assert cli(*bench.arguments("name=mine")).code == 0
-    assert len(list((tmp_path / "runs" / "mine").glob("*/results.csv"))) == 2
+    assert len(list((tmp_path / "runs" / "mine").glob("2*/results.csv"))) == 2
 
 
 def test_a_path_may_hold_any_character(cli: Cli, empty: Bench, tmp_path: Path) -> None:

@@ -170,11 +170,11 @@ def scheduled_run(**parameters: Any) -> Any:
 def test_a_schedule_writes_its_table_then_finds_nothing_to_do_then_fails(worse: str, tmp_path: Path) -> None:
     first = scheduled_run()
     assert first.is_completed(), (first.message, (tmp_path / "serve.log").read_text()[-2000:])
-    (folder,) = (path.parent for path in (tmp_path / "runs" / "mini").glob("*/results.csv"))
+    (folder,) = (path.parent for path in (tmp_path / "runs" / "mini").glob("2*/results.csv"))
     accept(tmp_path / "runs", folder)
 
     second = scheduled_run()
-    assert (second.name, len(list((tmp_path / "runs" / "mini").glob("*/results.csv")))) == ("Unchanged", 1)
+    assert (second.name, len(list((tmp_path / "runs" / "mini").glob("2*/results.csv")))) == ("Unchanged", 1)
 
     third = scheduled_run(settings=[worse])
     assert third.is_failed()
