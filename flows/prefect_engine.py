@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from cascade.flows.prefect_server import prefect_server, server_is_ours  # first: it sets Prefect's defaults
@@ -18,7 +19,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from cascade.configs.schema import RuntimeConfig
 from cascade.flows.evaluate import Reporter, StageResult, evaluate
-from cascade.flows.runners import make_runner
+from cascade.flows.runners import hidden_main, make_runner
 from cascade.storage.artefacts import Artefact
 from cascade.tasks.aggregate import MEAN, table_rows
 from cascade.tasks.prefect_task import ShardWork, prefect_task
@@ -52,30 +53,45 @@ def run_as_flow(
 ) -> Result:
     """What ``work`` returns, done inside one Prefect flow run in which :func:`execute_on_prefect` can be called."""
 
-    @flow(
-        name=name,
-        flow_run_name=run_name,
-        task_runner=make_runner(runtime),
-        validate_parameters=False,
-    )
-    def as_flow(parameters: dict[str, Any]) -> None:
+    interrupted: list[bool] = []
+    returned: list[Result] = []
+
+    def worked() -> None:
         try:
             returned.append(work())
         except KeyboardInterrupt:
             interrupted.append(True)
             raise
 
-    returned: list[Result] = []
-    interrupted: list[bool] = []
+    as_flow = flow(
+        name=name,
+        flow_run_name=run_name,
+        task_runner=make_runner(runtime),
+        validate_parameters=False,
+    )(_work_of_this_process)
+    token = _WORK.set(worked)
     try:
-        with _heartbeats(), prefect_server(runtime.cluster):
+        with _heartbeats(), prefect_server(runtime.cluster), hidden_main():
             as_flow(dict(parameters))
     except Exception as error:
         # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash
         if interrupted:
             raise KeyboardInterrupt from error
         raise
+    finally:
+        _WORK.reset(token)
     return returned[0]
+
+
+_WORK: ContextVar[Callable[[], None]] = ContextVar("work")
+
+
+def _work_of_this_process(parameters: dict[str, Any]) -> None:
+    """The body of every flow. Prefect sends the flow to each worker with its tasks, and this one travels as a name.
+
+    What it does holds consoles, locks and open files, and stays here.
+    """
+    _WORK.get()()
 
 
 def _heartbeats() -> AbstractContextManager[object]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
@@ -42,3 +46,18 @@ def make_runner(runtime: RuntimeConfig) -> TaskRunner[Any]:
         ray: TaskRunner[Any] = RayTaskRunner(address=runtime.cluster, init_kwargs=None if runtime.cluster else own)
         return ray
     return ThreadPoolTaskRunner(max_workers=runtime.workers)
+
+
+@contextmanager
+def hidden_main() -> Iterator[None]:
+    """Worker processes start without the program that started them.
+
+    Python would run that program's file again in each of them: a script that does not guard against it would start over
+    there, and one that was read from standard input has no file. Tasks need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
