@@ -49,7 +49,7 @@ class FinishedRun:
     @property
     def frame(self) -> str:
         """The evaluation frame, ``score.frame``."""
-        return str(self.description["experiment"]["score"]["frame"])
+        return str(self.description["experiment"].get("score", {}).get("frame"))
 
     def steps(self) -> list[str]:
         """The steps of the results, in order. Raises ``DataError`` if they cannot be read."""
@@ -89,7 +89,7 @@ def read_finished(folder: Path) -> FinishedRun:
         components = {name: value for name, value in description["keys"]["score"].items() if name != "digest"}
         scores = Store(Path(description["store"])).artefact(StageKey(**components))
         run = FinishedRun(folder, description, scores)
-        if not (run.experiment and run.dataset and run.frame and description.keys() >= _SECTIONS):
+        if not (run.experiment and run.dataset and description.keys() >= _SECTIONS):
             raise ValueError("sections are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not the folder of a finished run (no usable run.json)") from error
