@@ -11,7 +11,7 @@ from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
 from cascade.storage.artefacts import Store
 from cascade.storage.datasets import ImageRecord, Manifest, load_manifest
-from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
+from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, WeightsError, nearest
 from cascade.storage.keys import StageKey
 from cascade.storage.weights import REGISTRY, LocatedWeights, locate
 from cascade.tasks.aggregate import definable
@@ -120,18 +120,33 @@ def _pair(record: ImageRecord) -> str:
 
 def locate_weights(experiment: Experiment, settings: Settings) -> dict[str, LocatedWeights]:
     """The verified checkpoints of a run by role: a path in the configuration, the weights folder, or the package."""
-    return {role: find(experiment, settings) for role, find in _ROLES.items()}
+    found, faults = _look_for_weights(experiment, settings)
+    if len(faults) > 1:
+        lines = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults.values(), 1))
+        kind = ConfigError if all(isinstance(each, ConfigError) for each in faults.values()) else WeightsError
+        raise kind(f"{len(faults)} checkpoints cannot be used: {lines}")
+    for fault in faults.values():
+        raise fault
+    return found
 
 
 def missing_weights(experiment: Experiment, settings: Settings) -> dict[str, str]:
     """By role, what is wrong with each checkpoint that a run could not use, and what to do; empty if none is."""
-    faults = {}
+    return {role: str(fault) for role, fault in _look_for_weights(experiment, settings)[1].items()}
+
+
+def _look_for_weights(
+    experiment: Experiment, settings: Settings
+) -> tuple[dict[str, LocatedWeights], dict[str, PipelineError]]:
+    """The checkpoints that were found and the faults of the others, by role."""
+    found: dict[str, LocatedWeights] = {}
+    faults: dict[str, PipelineError] = {}
     for role, find in _ROLES.items():
         try:
-            find(experiment, settings)
+            found[role] = find(experiment, settings)
         except PipelineError as error:
-            faults[role] = str(error)
-    return faults
+            faults[role] = error
+    return found, faults
 
 
 def _locate_sam(experiment: Experiment, settings: Settings) -> LocatedWeights:
@@ -143,8 +158,12 @@ def _locate_sam(experiment: Experiment, settings: Settings) -> LocatedWeights:
 def locate_clip(experiment: Experiment, settings: Settings) -> LocatedWeights:
     """The CLIP checkpoint of an experiment."""
     localise = experiment.localise
-    registered = _SHIPPED_CLIP.get(localise.backbone, f"{localise.backbone}/{localise.pretrained}")
+    plain = localise.backbone.removesuffix("-quickgelu")
+    registered = _SHIPPED_CLIP.get(localise.backbone, f"{plain}/{localise.pretrained}")
     if localise.weights is None and registered not in REGISTRY:
+        from cascade.tasks.models import clip_config  # brings torch along
+
+        clip_config(localise.backbone)
         known = [name.partition("/")[0] for name in REGISTRY if "/" in name] + list(_SHIPPED_CLIP)
         raise ConfigError(
             f"localise.backbone: no weights are registered for '{localise.backbone}' with tag '{localise.pretrained}'; "

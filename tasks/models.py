@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import nn
 from torch.compiler import config as compiler
 
 from cascade.clip.april_gan import LinearAdapter, build_adapter
-from cascade.clip.backbone import build_clip, compile_blocks, model_config, model_names
+from cascade.clip.backbone import (
+    build_clip,
+    compile_blocks,
+    model_config,
+    model_names,
+    normalises_alike,
+    unreadable,
+)
 from cascade.configs.loader import MODELS
 from cascade.configs.schema import LocaliseConfig
 from cascade.sam.absorbed import AbsorbedDecoder
 from cascade.sam.build import build_sam
 from cascade.sam.decoder import Decoder, decode
 from cascade.storage.errors import ConfigError, WeightsError, nearest
+from cascade.tasks.checkpoints import load_state, read_state, require_finite
 from cascade.tasks.devices import claim_device
 from cascade.tasks.stage import Run
 
-_ADAPTER_KEY = "trainable_linearlayer"
 _GRAPHS = 64
 """Graphs of one function, after which torch goes on without compiling; 8 by default. A network, a precision, a size of
 the batch and each of the three passes has one of its own."""
@@ -102,20 +107,37 @@ def adapter_of(run: Run) -> LinearAdapter:
 
 
 def clip_config(backbone: str) -> dict[str, Any]:
-    """The open_clip configuration of a backbone. Raises ``ConfigError`` naming the nearest one that exists."""
-    own = MODELS / f"{backbone}_clip.json"
-    if own.is_file():
-        config: dict[str, Any] = json.loads(own.read_text(encoding="utf-8"))
+    """The open_clip configuration of a backbone. Raises ``ConfigError`` naming the nearest one that can be read."""
+    ours = {path.stem.removesuffix("_clip"): path for path in MODELS.glob("*_clip.json")}
+    if backbone in ours:
+        config: dict[str, Any] = json.loads(ours[backbone].read_text(encoding="utf-8"))
         return config
     known = model_config(backbone)
     if known is None:
-        ours = [path.stem.removesuffix("_clip") for path in MODELS.glob("*_clip.json")]
-        raise ConfigError(f"localise.backbone: no model '{backbone}'; {nearest(backbone, model_names() + ours)[:300]}")
+        raise ConfigError(f"localise.backbone: no model '{backbone}'; {nearest(backbone, [*model_names(), *ours])}")
+    if (reason := unreadable(known)) is not None:
+        raise ConfigError(
+            f"localise.backbone: '{backbone}' cannot be read: {reason}; {nearest(backbone, [*model_names(), *ours])}"
+        )
     return known
 
 
 def check_vision(localise: LocaliseConfig, config: dict[str, Any]) -> None:
-    """Raise ``ConfigError`` if the vision tower does not have a block, or cannot cut the input into patches."""
+    """Raise ``ConfigError`` if a configuration does not fit the vision tower.
+
+    It may ask for a block that is not there, an input that cannot be cut into patches, another activation than the name
+    says, or weights whose images were normalised otherwise.
+    """
+    if config.get("quick_gelu") and localise.activation != "quickgelu":
+        raise ConfigError(
+            f"localise.backbone: '{localise.backbone}' has quickgelu in its name, but localise.activation is "
+            f"'{localise.activation}'; set localise.activation=quickgelu, or leave it out of the name"
+        )
+    if not normalises_alike(localise.backbone, localise.pretrained):
+        raise ConfigError(
+            f"localise.pretrained: '{localise.pretrained}' of {localise.backbone} was trained on images that were "
+            f"normalised otherwise than here; use another tag"
+        )
     depth = config["vision_cfg"]["layers"]
     if any(layer < 1 or layer > depth for layer in localise.layers):
         raise ConfigError(f"localise.layers {list(localise.layers)}: {localise.backbone} has blocks 1 to {depth}")
@@ -129,40 +151,11 @@ def check_vision(localise: LocaliseConfig, config: dict[str, Any]) -> None:
             )
 
 
-def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, on the CPU; safetensors, or a torch file loaded with ``weights_only``.
-
-    A TorchScript archive (OpenAI's CLIP files) holds code, so it is opened only if its digest is pinned.
-    Raises ``WeightsError`` if the file is something else.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        if pinned and _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-            return {name: value for name, value in state.items() if value.ndim or name == "logit_scale"}
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in many ways; all mean that the file is of no use
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path} ({sha256[:12]}): not a checkpoint that can be loaded safely ({reason})") from error
-    state = state.get("state_dict", state.get(_ADAPTER_KEY, state))
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
-            raise WeightsError(f"{path}: entry '{name}' is not a plain tensor; save a state dict of dense tensors")
-    return dict(state)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
 @lru_cache(maxsize=1)
 def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
     sam = build_sam(backbone)
     load_state(sam, read_state(path, sha256), path, f"SAM '{backbone}'")
+    require_finite(sam, path)
     return sam.requires_grad_(False).to(device)
 
 
@@ -184,9 +177,13 @@ def _clip(
 ) -> nn.Module:
     state = read_state(path, sha256, pinned=pinned)
     try:
-        clip = build_clip(clip_config(backbone), state, side, quick_gelu=quick_gelu).to(device)
+        clip = build_clip(clip_config(backbone), state, side, quick_gelu=quick_gelu)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise WeightsError(f"{path}: does not fit CLIP '{backbone}' ({error})") from error
+    require_finite(clip, path)
+    clip = clip.to(device)
     if compiled:
         compile_blocks(clip)
     return clip
@@ -195,14 +192,8 @@ def _clip(
 @lru_cache(maxsize=1)
 def _adapter(path: Path, sha256: str) -> LinearAdapter:
     try:
-        return build_adapter(read_state(path, sha256)).requires_grad_(False)
+        adapter = build_adapter(read_state(path, sha256)).requires_grad_(False)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-
-
-def load_state(module: nn.Module, state: dict[str, torch.Tensor], path: Path, what: str) -> None:
-    """Give a network the weights of a file as float32. Raises ``WeightsError`` if they are another network's."""
-    try:
-        module.load_state_dict({name: value.float() for name, value in state.items()})
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: does not fit {what} ({' '.join(str(error).split())[:200]})") from error
+    require_finite(adapter, path)
+    return adapter

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from cascade.configs.schema import TrainConfig
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.atomic import replacing
 from cascade.storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
-from cascade.storage.errors import DataError
+from cascade.storage.errors import DataError, WeightsError
 from cascade.storage.keys import StageKey
 from cascade.storage.weights import LocatedWeights
 from cascade.tasks.overlap import batches, encoded_at_once, read_ahead
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 VERSION = 2
+
+
+class _Training(BaseModel):
+    """What an adapter says of its training, as far as it is read again; whatever else it says is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dataset: str | None = None
+    categories: list[str] = []
+    image_ids: list[str] = []
+    start: _Training | None = None
 
 
 @dataclass(frozen=True)
@@ -131,13 +143,21 @@ def train_adapter(
 
 
 def adapter_training(located: LocatedWeights) -> dict[str, Any]:
-    """What one of our adapters says about its training; empty for a foreign one."""
+    """What one of our adapters says about its training; empty for a foreign one. Raises ``WeightsError``."""
     if located.path.suffix != ".safetensors":
         return {}
-    with safe_open(located.path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-    training: dict[str, Any] = json.loads(metadata.get("training", "{}"))
-    return training
+    try:
+        with safe_open(located.path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{located.path}: damaged, or no safetensors file ({error}); get the file again") from error
+    try:
+        return _Training.model_validate_json(metadata.get("training", "{}")).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise WeightsError(
+            f"{located.path}: what it says of its own training cannot be read, so that it could be tested on its own "
+            f"training data unnoticed; get the file again, or train anew"
+        ) from error
 
 
 def _example(

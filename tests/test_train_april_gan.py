@@ -182,7 +182,7 @@ def test_a_foreign_adapter_is_judged_by_what_the_configuration_says(dataset, tmp
 
 
 def test_authors_checkpoint_layout_is_loaded(tmp_path):
-    from cascade.tasks.models import read_state
+    from cascade.tasks.checkpoints import read_state
 
     state = {f"fc.{i}.weight": torch.randn(6, 5) for i in range(4)} | {f"fc.{i}.bias": torch.randn(6) for i in range(4)}
     path = tmp_path / "mvtec_pretrained.pth"

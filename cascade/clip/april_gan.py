@@ -35,9 +35,14 @@ def build_adapter(state: Mapping[str, torch.Tensor]) -> LinearAdapter:
     names = {f"fc.{index}.{part}" for index in range(len(state) // 2) for part in ("weight", "bias")}
     if not names or names != set(state):
         raise ValueError("not APRIL-GAN linear layers: expected fc.<i>.weight and fc.<i>.bias")
+    if state["fc.0.weight"].ndim != 2:
+        raise ValueError("not APRIL-GAN linear layers: fc.0.weight is no matrix")
     embed_dim, width = state["fc.0.weight"].shape
     adapter = LinearAdapter(len(state) // 2, width, embed_dim)
-    adapter.load_state_dict({name: value.float() for name, value in state.items()})
+    try:
+        adapter.load_state_dict({name: value.float() for name, value in state.items()})
+    except RuntimeError as error:
+        raise ValueError(f"linear layers that do not fit each other ({' '.join(str(error).split())[:200]})") from error
     return adapter.eval()
 
 

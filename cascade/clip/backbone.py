@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,34 @@ class ImageTokens:
 
 
 def model_config(name: str) -> dict[str, Any] | None:
-    """open_clip's configuration of a model that it knows, ``None`` if it does not."""
-    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    """open_clip's configuration of a model that it knows, ``None`` if it does not; nothing is downloaded."""
+    config: dict[str, Any] | None = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     return config
 
 
 def model_names() -> list[str]:
-    """Names of the models that open_clip knows."""
-    return list(open_clip.list_models())
+    """Names of the models of open_clip that can be read here."""
+    return [name for name in open_clip.list_models() if unreadable(open_clip.get_model_config(name)) is None]
+
+
+def unreadable(config: Mapping[str, Any]) -> str | None:
+    """Why a model of open_clip cannot be read here: not a transformer of its own, or words that need a download."""
+    vision_config, text_config = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision_config:
+        return "its image tower is one of timm's"
+    if not isinstance(vision_config["layers"], int):
+        return "its image tower is a ResNet, which has no blocks of tokens"
+    if "hf_model_name" in text_config or "hf_tokenizer_name" in text_config:
+        return "its words would have to be downloaded from a hub"
+    if config.get("custom_text") or "multimodal_cfg" in config:
+        return "its text tower has a form of its own"
+    return None
+
+
+def normalises_alike(name: str, tag: str) -> bool:
+    """Whether the weights of a tag were trained on images normalised as here, as far as open_clip knows."""
+    known = open_clip.get_pretrained_cfg(name, tag)
+    return tuple(known.get("mean") or MEAN) == MEAN and tuple(known.get("std") or STD) == STD
 
 
 def build_clip(
@@ -68,11 +89,11 @@ def build_clip(
         )
     model: nn.Module = open_clip.CLIP(config["embed_dim"], vision_config, config["text_cfg"], quick_gelu=quick_gelu)
     weights = {name: value.float() for name, value in state.items()}
-    resize_pos_embed(weights, model)
     try:
+        resize_pos_embed(weights, model)
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:400]) from error
+    except Exception as error:  # positions of any shape may be in a file, and go wrong in as many ways
+        raise ValueError(" ".join(str(error).split())[:300]) from error
     _sequence_first(model.visual.transformer)  # type: ignore[union-attr]
     model.eval().requires_grad_(False)
     return model
@@ -133,9 +154,15 @@ def image_tokens(model: nn.Module, images: torch.Tensor, layers: Sequence[int], 
 @torch.inference_mode()
 def mean_text_feature(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
     """[D]: each sentence's embedding normalised, their mean normalised again; float32."""
-    tokens = open_clip.get_tokenizer("ViT-B-32")(list(sentences)).to(next(model.parameters()).device)
+    tokens = _tokenizer(int(model.context_length))(list(sentences)).to(next(model.parameters()).device)  # type: ignore[arg-type]
     features = [
         model.encode_text(part, normalize=True)  # type: ignore[operator]
         for part in tokens.split(_SENTENCES_AT_ONCE)
     ]
     return nn.functional.normalize(torch.cat(features).float().mean(dim=0), dim=0)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(context_length: int) -> Any:
+    """CLIP's own words, which every model has that can be read, in the length that the model takes."""
+    return open_clip.SimpleTokenizer(context_length=context_length)

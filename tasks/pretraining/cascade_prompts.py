@@ -23,8 +23,9 @@ from cascade.configs.settings import Settings
 from cascade.frames import InputFrame
 from cascade.ppg import PromptOptions, generate_prompts
 from cascade.storage.weights import locate
+from cascade.tasks.checkpoints import read_state
 from cascade.tasks.ensembles import load_ensemble
-from cascade.tasks.models import clip_config, read_state
+from cascade.tasks.models import clip_config
 from cascade.tasks.prompt import prompt_options
 
 DOUBT = 5.0

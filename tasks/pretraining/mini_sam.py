@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cascade.sam.build import PATCH, build_sam
 from cascade.storage.errors import ConfigError
 from cascade.storage.weights import LocatedWeights
-from cascade.tasks.models import load_state, read_state
+from cascade.tasks.checkpoints import load_state, read_state
 from cascade.tasks.pretraining.cascade_prompts import MapDrawer, draw_options, ppg_points
 from cascade.tasks.pretraining.sam_examples import Example, View, augment, make_example, make_mixed
 from cascade.tasks.pretraining.sam_objective import Trainee, affinity_loss, best_mask, coarse_target, decode, total_loss

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cascade.storage.atomic import replacing
-from cascade.storage.errors import ConfigError
+from cascade.storage.errors import ConfigError, WeightsError
 
 Progress = Callable[[dict[str, float]], None]
 """Called after each logged step with ``step``, ``minutes``, ``loss`` and, now and then, validation metrics."""
@@ -91,15 +91,20 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
 
     Raises:
         ConfigError: the checkpoint belongs to a run with another seed.
+        WeightsError: it is damaged.
     """
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["seed"] != seed:
-        raise ConfigError(f"{path} was made with seed {state['seed']}, not {seed}; use another folder")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimiser"])
-    return Run(**state["run"])
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        made = state["seed"]
+        if made == seed:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimiser"])
+            return Run(**state["run"])
+    except Exception as error:  # a file can be damaged in many ways
+        raise WeightsError(f"{path}: damaged, or no checkpoint of this training; use another folder") from error
+    raise ConfigError(f"{path} was made with seed {made}, not {seed}; use another folder")
 
 
 class Log:
