@@ -141,6 +141,11 @@ class LocaliseConfig(Section):
 class ThresholdConfig(Section):
     """A3: which pixels are extremely anomalous (S_a). The map is in [0, 1]."""
 
+    keep: Literal["logits", "tokens"] = Field(
+        "logits",
+        description="what of CLIP's look is kept: the logits of the words asked for, or the tokens as float16 too, so "
+        "that other words, sentences or linear layers need no second look (11 MB an image with ViT-L-14-336)",
+    )
     rule: Literal["max", "absolute", "relative", "quantile"] = Field(
         "max", description="the larger of the absolute and the relative threshold, one of them, or a quantile"
     )

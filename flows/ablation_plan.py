@@ -49,6 +49,8 @@ def _plan_stage(stage: Stage, runs: Mapping[str, Run], rates: Rates) -> list[Pla
     planned = []
     for digest, own in needed.items():
         items = {item.id: item for run in own.values() for item in stage.items(run)}
+        if not items:
+            continue
         run = next(iter(own.values()))  # runs of one key differ at most in their items
         missing = run.artefact(stage.key(run)).missing(items)
         todo = [item for name, item in items.items() if name in missing]

@@ -20,8 +20,9 @@ from cascade.tasks.score import SCORE
 from cascade.tasks.shards import shards_of
 from cascade.tasks.stage import Run, Stage, StageItem
 from cascade.tasks.tally import TALLY
+from cascade.tasks.tokens import TOKENS
 
-STAGES: tuple[Stage, ...] = (EMBED, LOCALISE, PROMPT, REFINE, SCORE, TALLY, AGGREGATE)
+STAGES: tuple[Stage, ...] = (EMBED, TOKENS, LOCALISE, PROMPT, REFINE, SCORE, TALLY, AGGREGATE)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> 
         seconds=time.perf_counter() - start,
         reason=planned.reason,
     )
-    reporter.finished(result)
+    if planned.items:
+        reporter.finished(result)
     return result
 
 

@@ -31,7 +31,7 @@ def past_rates(runs: Path) -> Rates:
 
 def rate_group(stage: str, experiment: Mapping[str, Any]) -> tuple[str, str, str]:
     """Which past timings tell about a stage of an experiment (as plain data): those of its network and device."""
-    section = "localise" if stage == "localise" else "embed"
+    section = "localise" if stage in ("tokens", "localise") else "embed"
     return stage, experiment[section]["backbone"], experiment["runtime"]["device"]
 
 

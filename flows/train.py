@@ -15,7 +15,8 @@ from cascade.storage.errors import ConfigError, CorruptItem
 from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
 from cascade.tasks.stage import Run
-from cascade.tasks.train_april_gan import TOKENS, Epoch, train_adapter
+from cascade.tasks.tokens import TOKENS
+from cascade.tasks.train_april_gan import Epoch, train_adapter
 
 
 def train_april_gan(
@@ -42,7 +43,9 @@ def train_april_gan(
     weights = {"clip": locate_clip(experiment, settings)}
     if config.start is not None:
         weights["adapter"] = locate(config.start, folder=settings.weights)
-    run = Run(experiment, manifest, store.resolve(), weights)
+    alone = {"more_sides": (), "keep": "tokens"}  # layers are trained on tokens of one side
+    localise = experiment.localise.model_copy(update=alone)
+    run = Run(experiment.model_copy(update={"localise": localise}), manifest, store.resolve(), weights)
     remember_checked(manifest, store)
     while True:
         run_stage(run, TOKENS, execute_locally, reporter)

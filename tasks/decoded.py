@@ -1,7 +1,7 @@
 """One decode of a photograph serves both encoders: ``embed`` scales it for CLIP too while it has it open.
 
 A photograph takes longer to decode than a GPU, or a CPU with the mini models, takes to encode it. ``embed`` comes
-first; what ``localise`` will ask for waits in memory, up to ``LIMIT``, and photographs beyond that are decoded twice.
+first; what CLIP will look at waits in memory, up to ``LIMIT``, and photographs beyond that are decoded twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def keep_for_clip(run: Run, record: ImageRecord, photograph: NDArray[np.uint8]) 
 
 
 def forget_photographs() -> None:
-    """Drop what still waits: ``localise`` failed, or another process was faster."""
+    """Drop what still waits: CLIP's stage failed, or another process was faster."""
     with _lock:
         _waiting.clear()
 

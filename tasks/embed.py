@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import read_image
 from cascade.storage.keys import StageKey
-from cascade.tasks import localise
+from cascade.tasks import localise, tokens
 from cascade.tasks.decoded import keep_for_clip
 from cascade.tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite, worded_id
@@ -45,7 +45,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     bf16, fused, compiled = config.precision == "bf16", config.attention == "fused", compiles(run)
     at_once = encoded_at_once(config.batch_size, sam.device)
 
-    for_clip = _lacking_in_localise(run, items)
+    for_clip = _clip_will_look_at(run, items)
 
     def read(item: StageItem) -> torch.Tensor:
         photograph = read_image(run.image_path(item.record))
@@ -65,10 +65,12 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
                 write(item.id, {"embedding": embedding}, {})
 
 
-def _lacking_in_localise(run: Run, items: Sequence[StageItem]) -> set[str]:
-    """Images that ``localise`` will look at in this process; the workers of other runners share no memory."""
+def _clip_will_look_at(run: Run, items: Sequence[StageItem]) -> set[str]:
+    """Images that CLIP has not seen and will in this process; the workers of other runners share no memory."""
     if run.experiment.runtime.runner != "threads":
         return set()
+    if run.experiment.localise.keep == "tokens":
+        return run.artefact(tokens.key(run)).missing(item.record.image_id for item in items)
     maps = run.artefact(localise.key(run))
     worded = {worded_id(run, item.record): item.record.image_id for item in items}
     return {worded[name] for name in maps.missing(worded)}

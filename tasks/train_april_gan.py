@@ -16,21 +16,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from cascade.configs.schema import TrainConfig
-from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.artefacts import Artefact
 from cascade.storage.atomic import replacing
 from cascade.storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
 from cascade.storage.errors import DataError, WeightsError
-from cascade.storage.keys import StageKey
 from cascade.storage.weights import LocatedWeights
-from cascade.tasks.overlap import batches, encoded_at_once, read_ahead
-from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite
+from cascade.tasks.stage import Run
 from cascade.tasks.words import text_features
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-VERSION = 2
 
 
 class _Training(BaseModel):
@@ -50,41 +46,6 @@ class Epoch:
 
     number: int
     loss: float
-
-
-def key(run: Run) -> StageKey:
-    """The frozen tower and its input; neither adapter nor sentences."""
-    fields = ("backbone", "activation", "image_side", "layers", "precision")
-    config = {name: value for name, value in config_of(run.experiment.localise).items() if name in fields}
-    return StageKey("tokens", VERSION, config, weights={"clip": run.weights["clip"].sha256})
-
-
-def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
-    """``tokens`` [L, 1 + grid², width] float16."""
-    from cascade.tasks.models import check_vision, clip_config, clip_of
-
-    config = run.experiment.localise
-    clip = clip_config(config.backbone)
-    check_vision(config, clip)
-    clip_of(run)
-    grid = config.image_side // clip["vision_cfg"]["patch_size"]
-    return {"tokens": ArraySpec((len(config.layers), 1 + grid * grid, clip["vision_cfg"]["width"]), "float16")}
-
-
-def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
-    """Encode images and store the tokens of the chosen blocks."""
-    from cascade.tasks.models import clip_of, device_of
-
-    clip = clip_of(run)
-    images = read_ahead(items, lambda item: read_image(run.image_path(item.record)))
-    for batch in batches(images, encoded_at_once(run.experiment.localise.batch_size, device_of(run))):
-        tokens = _encode(run, clip, [image for _, image in batch]).half().cpu().numpy()
-        for (item, _), own in zip(batch, tokens, strict=True):
-            require_finite("tokens", item.record, own)
-            artefact.write(item.id, {"tokens": own}, {})
-
-
-TOKENS = Stage("tokens", key, image_items, arrays, compute)
 
 
 def train_adapter(
@@ -170,7 +131,8 @@ def _example(
     if mosaic and rng.random() < mosaic:
         image, mask = _mosaic(run, record.category, rng)
         return _encode(run, clip, [image])[0].cpu(), mask_in_frame(mask, (side, side))
-    cached = tokens.read(record.image_id).arrays["tokens"]
+    name = f"tokens_{side}"
+    cached = tokens.read(record.image_id, only=[name]).arrays[name]
     return torch.from_numpy(cached).float(), mask_in_frame(_mask(run, record), (side, side))
 
 

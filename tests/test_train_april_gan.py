@@ -20,6 +20,7 @@ from cascade.storage.datasets import read_image
 from cascade.storage.errors import ConfigError, DataError, WeightsError
 from cascade.storage.weights import LocatedWeights, file_sha256
 from cascade.tasks import train_april_gan as training
+from cascade.tasks.tokens import TOKENS
 
 
 class Quiet:
@@ -86,8 +87,9 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
 
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=5, learning_rate=0.01))
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
-    run = Run(experiment, read_manifest(experiment, tmp_path), tmp_path / "store", {"clip": located})
-    tokens = Store(tmp_path / "store").artefact(training.key(run))
+    one_side = experiment.model_copy(update={"localise": experiment.localise.model_copy(update={"more_sides": ()})})
+    run = Run(one_side, read_manifest(experiment, tmp_path), tmp_path / "store", {"clip": located})
+    tokens = Store(tmp_path / "store").artefact(TOKENS.key(run))
     texts = text_features(run, {"nut", "wood"})
     torch.manual_seed(111)
     adapter = LinearAdapter(4, 128, 128)
@@ -96,7 +98,7 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
     size = (experiment.localise.image_side,) * 2
     for start in range(0, 12, 5):
         chosen = [run.manifest.records[index] for index in order[start : start + 5]]
-        blocks = torch.stack([torch.from_numpy(tokens.read(r.image_id).arrays["tokens"]).float() for r in chosen])
+        blocks = torch.stack([torch.from_numpy(tokens.read(r.image_id).arrays["tokens_448"]).float() for r in chosen])
         masks = np.stack([training.mask_in_frame(training._mask(run, r), size) for r in chosen])
         text = torch.stack([texts[r.category] for r in chosen]).clone()
         loss = segmentation_loss(

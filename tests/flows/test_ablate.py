@@ -79,7 +79,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_three_steps_of_table3_are_decoded_once(empty: Bench) -> None:
     ended, recorder = carried_out(empty, load_grid("table3"))
     assert [variant.state for variant in ended.variants] == ["done"]
-    assert recorder.writes == dict.fromkeys(("embed", "localise", "prompt", "refine", "score"), IMAGES) | {
+    assert recorder.writes == dict.fromkeys(("embed", "tokens", "localise", "prompt", "refine", "score"), IMAGES) | {
         "tally": 2,
         "aggregate": 1,
     }
@@ -92,7 +92,7 @@ def test_table2_on_a_warm_store_encodes_nothing(bench: Bench) -> None:
 
 def test_stages_that_variants_share_run_once_and_are_not_looked_up_again(empty: Bench) -> None:
     ended, recorder = carried_out(empty, WEIGHTS)
-    shared = ("embed", "localise", "prompt", "refine")
+    shared = ("embed", "tokens", "localise", "prompt", "refine")
     assert recorder.writes == dict.fromkeys(shared, IMAGES) | {"score": 2 * IMAGES, "tally": 4, "aggregate": 2}
     assert looked_up(recorder) == dict.fromkeys(shared, 1) | {"score": 2, "tally": 2, "aggregate": 2}
     told = [[stage["stage"] for stage in variant.stages] for variant in ended.variants]
@@ -103,7 +103,7 @@ def test_variants_on_parts_of_a_dataset_share_a_key_and_not_its_items(empty: Ben
     parts = {"axes": {"grid": {"dataset.categories": [["carpet"], ["metal_plate"], ["carpet", "metal_plate"]]}}}
     planned = plan_keys(_runs(empty, parts), {})
     assert [(each.stage, each.missing) for each in planned[:-2]] == [
-        (stage, IMAGES) for stage in ("embed", "localise", "prompt", "refine", "score")
+        (stage, IMAGES) for stage in ("embed", "tokens", "localise", "prompt", "refine", "score")
     ]
     _, recorder = carried_out(empty, parts)
     assert recorder.writes["embed"] == recorder.writes["score"] == IMAGES
@@ -161,7 +161,9 @@ def test_the_plan_says_what_then_happens(request: pytest.FixtureRequest, store: 
         happened[result.stage, result.key] += result.computed
     assert {(each.stage, each.key): each.missing for each in planned} == happened
     keys = Counter(each.stage for each in planned)
-    assert keys == {"embed": 1, "localise": 1, "prompt": 2, "refine": 2, "score": 4, "tally": 4, "aggregate": 4}
+    assert keys == {"embed": 1, "tokens": 1, "localise": 1, "prompt": 2, "refine": 2} | dict.fromkeys(
+        ("score", "tally", "aggregate"), 4
+    )
 
 
 def test_planned_bytes_are_those_on_disk_where_nothing_is_compressed(empty: Bench) -> None:
@@ -328,7 +330,7 @@ def test_what_has_failed_is_not_tried_again(bench: Bench, tmp_path: Path) -> Non
     candidates = candidates_of(used, ablation)
     ended = run_ablation(ablation, candidates, execute_locally, Watching(), lambda state: None, lambda state: None)
     assert [variant.state for variant in ended.variants] == ["failed", "failed"]
-    assert tried == ["embed", "localise"]
+    assert tried == ["embed", "tokens", "localise"]
 
 
 def test_an_ablation_of_which_nothing_can_run_is_refused(cli: Cli, bench: Bench, tmp_path: Path) -> None:
@@ -422,7 +424,7 @@ class Stop:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("items", [3, 30, 36, 46])
+@pytest.mark.parametrize("items", [3, 38, 44, 54])
 def test_interrupted_and_resumed_equals_uninterrupted(
     cli: Cli,
     empty: Bench,
@@ -450,7 +452,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         patch.setattr("cascade.flows.progress.RichReporter", resumed)
         assert cli("ablate", "--resume", tmp_path / "part", "--engine", "local").code == 0
     assert stopped.writes.total() == items
-    shared = dict.fromkeys(("embed", "localise", "prompt", "refine"), IMAGES)
+    shared = dict.fromkeys(("embed", "tokens", "localise", "prompt", "refine"), IMAGES)
     assert stopped.writes + resumed.writes == shared | {"score": 2 * IMAGES, "tally": 4, "aggregate": 2}
     for name in ("results.csv", "pivot_pixel_ap.csv"):
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -45,8 +45,9 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
     result = cli(*bench.arguments("score.weight=0.25"), "--out", tmp_path / "out")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
-    assert [line[:2] for line in lines[:7]] == [
+    assert [line[:2] for line in lines[:8]] == [
         ["embed", "hit"],
+        ["tokens", "hit"],
         ["localise", "hit"],
         ["prompt", "hit"],
         ["refine", "hit"],
@@ -316,7 +317,7 @@ def test_store_ls_lists_every_artefact(cli: Cli, bench: Bench) -> None:
     rows = [line.split()[:3] for line in result.out.splitlines() if line.split()[0] != "stage"]
     listed = {(row[0], row[2]) for row in rows if len(row) == 3 and re.fullmatch("[0-9a-f]{12}", row[1])}
     ends = {("words", "2"), ("tally", "2"), ("aggregate", "1")}
-    assert listed == {(stage, "8") for stage in ("embed", "localise", "prompt", "refine", "score")} | ends
+    assert listed == {(stage, "8") for stage in ("embed", "tokens", "localise", "prompt", "refine", "score")} | ends
 
 
 def test_store_ls_of_no_store_is_empty_and_creates_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cascade.storage.datasets import read_image
 from cascade.storage.errors import StageError
-from cascade.tasks import decoded, embed, localise
+from cascade.tasks import decoded, embed, tokens
 from tests.flows.conftest import Bench
 
 
@@ -37,7 +37,7 @@ def decodes(monkeypatch) -> Counter[str]:
 
 def test_one_decode_serves_both_encoders(empty: Bench, decodes):
     outcome = empty.run()
-    assert outcome.computed["embed"] == outcome.computed["localise"] == decodes.total() > 1
+    assert outcome.computed["embed"] == outcome.computed["tokens"] == decodes.total() > 1
     assert not decoded._waiting
 
 
@@ -77,7 +77,7 @@ def test_nothing_waits_on_after_a_run_that_failed(empty: Bench, monkeypatch):
         assert decoded._waiting
         raise StageError("no map today")
 
-    monkeypatch.setattr(localise, "squares_for_clip", broken)
+    monkeypatch.setattr(tokens, "squares_for_clip", broken)
     with pytest.raises(StageError, match="no map today"):
         empty.run()
     assert not decoded._waiting
@@ -86,7 +86,7 @@ def test_nothing_waits_on_after_a_run_that_failed(empty: Bench, monkeypatch):
 def test_workers_of_other_runners_keep_nothing(empty: Bench):
     for runner, kept in (("threads", True), ("processes", False)):
         run = empty.prepare(f"runtime.runner={runner}").run
-        assert bool(embed._lacking_in_localise(run, embed.EMBED.items(run))) == kept
+        assert bool(embed._clip_will_look_at(run, embed.EMBED.items(run))) == kept
 
 
 def test_a_photograph_that_does_not_fit_is_decoded_again(empty: Bench, decodes, monkeypatch):

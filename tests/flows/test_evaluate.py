@@ -51,7 +51,7 @@ def metrics(outcome: Outcome, folder: Path) -> pd.DataFrame:
 
 def test_a_first_run_computes_every_item_of_every_stage(finished: tuple[Bench, Outcome]) -> None:
     _, outcome = finished
-    assert outcome.computed == {"embed": 8, "localise": 8} | FROM_PROMPT
+    assert outcome.computed == {"embed": 8, "tokens": 8, "localise": 8} | FROM_PROMPT
     assert outcome.recorder.writes == outcome.computed
     assert {result.reason for result in outcome.results} == {"nothing of this stage is stored yet"}
     assert any(record["sets"] for record in outcome.artefact("prompt").done().values())
@@ -150,7 +150,7 @@ def test_a_miss_says_what_changed(bench: Bench) -> None:
 def test_the_plan_is_known_before_anything_runs(bench: Bench) -> None:
     before = files_of(bench.store)
     planned = {each.stage.name: each.missing for each in plan(bench.prepare("prompt.dilation.size=13").run)}
-    assert planned == {"embed": 0, "localise": 0} | FROM_PROMPT
+    assert planned == {"embed": 0, "tokens": 0, "localise": 0} | FROM_PROMPT
     assert files_of(bench.store) == before
 
 
@@ -158,7 +158,7 @@ def test_a_new_image_is_the_only_one_computed(own_data: Bench) -> None:
     save_scene(own_data.dataset / "carpet" / "test" / "good" / "9999.png", seed=7)
     outcome = own_data.run()
     assert outcome.computed == dict.fromkeys(
-        ("embed", "localise", "prompt", "refine", "score", "tally", "aggregate"), 1
+        ("embed", "tokens", "localise", "prompt", "refine", "score", "tally", "aggregate"), 1
     )
     assert {result.reason for result in outcome.results} == {"new items"}
 
@@ -183,6 +183,33 @@ def test_a_picture_of_two_categories_is_embedded_once(own_data: Bench) -> None:
 def test_a_moved_dataset_finds_everything(own_data: Bench, tmp_path: Path) -> None:
     moved = own_data.dataset.rename(tmp_path / "elsewhere")
     assert replace(own_data, dataset=moved).run().computed == {}
+
+
+def test_a_renamed_folder_costs_no_second_look(
+    own_data: Bench, finished: tuple[Bench, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "cascade.clip.backbone.image_tokens", lambda *arguments, **named: pytest.fail("CLIP looked again")
+    )
+    (own_data.dataset / "carpet").rename(own_data.dataset / "rug")
+    outcome = own_data.run()
+    assert outcome.computed == {"localise": 4, "prompt": 4, "refine": 4, "score": 4, "tally": 1, "aggregate": 1}
+    assert "rug" in {item.partition("/")[2] for item in outcome.artefact("localise").done()}
+
+
+def test_other_linear_layers_cost_no_second_look(bench: Bench, tmp_path: Path) -> None:
+    other = save_adapter(tmp_path / "other.safetensors", seed=5)
+    assert "tokens" not in bench.run(f"localise.adapter={other}").computed
+
+
+def test_kept_tokens_make_the_logits_of_a_look_within_their_rounding(bench: Bench) -> None:
+    """Tokens are kept as float16, so a logit of 100 times a cosine is off by a few hundredths at most."""
+    kept, looked = bench.run().artefact("localise"), bench.run("localise.keep=logits").artefact("localise")
+    assert kept.path != looked.path
+    for item in kept.done():
+        one, other = kept.read(item), looked.read(item)
+        assert np.abs(one.arrays["logits"] - other.arrays["logits"]).max() < 0.1
+        assert one.record["image_score"] == pytest.approx(other.record["image_score"], abs=1e-5)
 
 
 def test_a_redrawn_mask_is_scored_again(own_data: Bench) -> None:
@@ -285,7 +312,7 @@ def test_a_ctrl_c_keeps_finished_items(empty: Bench) -> None:
         empty.run(on_item=stop_after_three)
     (embeddings,) = [path for path in (empty.store / "embed").iterdir() if path.is_dir()]
     assert len((embeddings / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 3
-    assert empty.run().computed == {"embed": 5, "localise": 8} | FROM_PROMPT
+    assert empty.run().computed == {"embed": 5, "tokens": 8, "localise": 8} | FROM_PROMPT
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from cascade.tasks import score
 from cascade.tasks.tables import images_table, points_table, results_table
 from tests.flows.conftest import Bench, Outcome
 
-STAGES = ["embed", "localise", "prompt", "refine", "score", "tally", "aggregate"]
-NOT_VARIED = {"embed.backbone", "localise.method", "localise.precision", "embed.precision"}
+STAGES = ["embed", "tokens", "localise", "prompt", "refine", "score", "tally", "aggregate"]
+NOT_VARIED = {"embed.backbone", "localise.method", "localise.keep", "localise.precision", "embed.precision"}
 MORE = [
     "refine.multimask=[false,true,true]",
     "refine.multimask=[false,false,false]",
     "refine.box_padding=0.05",
     "refine.box=components",
+    "localise.keep=logits",
     "prompt.ring_limit=0.5",
     "prompt.negatives=0",
     "prompt.positives=10",
@@ -56,9 +57,10 @@ def test_a_choice_runs_and_touches_nothing_before_it(
     outcome = bench.run(choice)
     stage = choice.partition(".")[0]
     computed = [result.stage for result in outcome.results if result.computed]
-    expected = STAGES[STAGES.index(stage) :]
+    first = "tokens" if choice.startswith("localise.activation") else stage
+    expected = STAGES[STAGES.index(first) :]
     if stage == "embed":
-        expected = [name for name in expected if name != "localise"]
+        expected = [name for name in expected if name not in ("tokens", "localise")]
     if choice.startswith("prompt.threshold.rule"):
         expected = STAGES[2:]
     unchanged_default = choice in finished[0].overrides
