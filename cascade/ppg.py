@@ -30,6 +30,8 @@ from cascade.frames import Box, InputFrame, grid_coverage, mask_box, sample_grid
 _SHAPES = {"ellipse": cv2.MORPH_ELLIPSE, "rectangle": cv2.MORPH_RECT, "cross": cv2.MORPH_CROSS}
 _PAIRS_AT_ONCE = 4_000_000
 _LITERAL_FRAME = 1024.0
+_ROUNDING = 1e-9
+"""A cell covered by less is not covered: edges of pixels and cells that coincide differ by rounding."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class PromptOptions:
     dilation_size: int
     similarity: Literal["prototype", "max", "mean"]
     prototype_weight: Literal["area", "area_score"]
+    prototype_features: Literal["raw", "unit"]
     features: Literal["cell", "pixel"]
     ring_limit: float | None
     grouping: Literal["image", "component"]
@@ -110,9 +113,8 @@ def generate_prompts(
     extreme = anomaly_map >= threshold
     if int(extreme.sum()) < options.min_area:
         return Prompts(threshold, ())
-    features = functional.normalize(embedding.float(), dim=0)
     sets = tuple(
-        _prompts_of_region(region, anomaly_map, margin, features, frame, threshold, options)
+        _prompts_of_region(region, anomaly_map, margin, embedding.float(), frame, threshold, options)
         for region in _regions(extreme, options)
     )
     return Prompts(threshold, sets)
@@ -150,7 +152,7 @@ def _prompts_of_region(
     region: NDArray[np.bool_],
     anomaly_map: NDArray[np.float32],
     margin: NDArray[np.float32],
-    features: torch.Tensor,
+    embedding: torch.Tensor,
     frame: InputFrame,
     threshold: float,
     options: PromptOptions,
@@ -176,7 +178,7 @@ def _prompts_of_region(
         return found
 
     rows, columns = np.nonzero(ring)
-    similarity = _similarity(region, ring, anomaly_map, features, frame, options)
+    similarity = _similarity(region, ring, anomaly_map, embedding, frame, options)
     order = np.argsort(similarity, kind="stable")
     negative = order[_spaced(np.stack([columns[order], rows[order]], 1), options.negatives, region.shape, options)]
     return replace(
@@ -191,23 +193,27 @@ def _similarity(
     region: NDArray[np.bool_],
     ring: NDArray[np.bool_],
     anomaly_map: NDArray[np.float32],
-    features: torch.Tensor,
+    embedding: torch.Tensor,
     frame: InputFrame,
     options: PromptOptions,
 ) -> NDArray[np.float32]:
     """[n] cosine similarity of every ring pixel, in row-major order, to the features of S_a (equation 6, A7, A8)."""
-    grid = features.shape[-1]
+    grid = embedding.shape[-1]
+    directions = functional.normalize(embedding, dim=0)
+    raw = options.similarity == "prototype" and options.prototype_features == "raw"
+    source = embedding if raw else directions
+    scores = region * anomaly_map if options.prototype_weight == "area_score" else region
     if options.features == "pixel":
-        anomalous = functional.normalize(sample_grid(features, region, frame), dim=0)
-        weight = torch.from_numpy(anomaly_map[region] if options.prototype_weight == "area_score" else region[region])
-        queries = functional.normalize(sample_grid(features, ring, frame), dim=0)
+        anomalous = sample_grid(source, region, frame)
+        anomalous = anomalous if raw else functional.normalize(anomalous, dim=0)
+        weight = torch.from_numpy(scores[region])
+        queries = functional.normalize(sample_grid(directions, ring, frame), dim=0)
     else:
-        scores = region * anomaly_map if options.prototype_weight == "area_score" else region
-        coverage = torch.from_numpy(grid_coverage(scores, frame, grid)).reshape(-1)
-        covered = coverage > 0
-        anomalous, weight = features.reshape(features.shape[0], -1)[:, covered], coverage[covered]
-        queries = features.reshape(features.shape[0], -1)
-    weight = weight.to(features.dtype)
+        covered = torch.from_numpy(grid_coverage(region, frame, grid).reshape(-1) > _ROUNDING)
+        weight = torch.from_numpy(grid_coverage(scores, frame, grid)).reshape(-1)[covered]
+        anomalous = source.reshape(source.shape[0], -1)[:, covered]
+        queries = directions.reshape(directions.shape[0], -1)
+    weight = weight.to(directions.dtype)
 
     if options.similarity == "prototype":
         prototype = functional.normalize((anomalous * weight).sum(dim=1), dim=0)

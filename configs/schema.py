@@ -63,6 +63,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def in_force(self) -> dict[str, Any]:
+        """This section as plain data for a key, less the options that its other options leave without effect."""
+        data = self.model_dump(mode="json", exclude=self._idle())
+        return data | {name: own.in_force() for name, own in self if name in data and isinstance(own, Section)}
+
+    def _idle(self) -> set[str]:
+        """Names of the fields that change nothing beside the values that the others have."""
+        return set()
+
 
 class DatasetConfig(Section):
     """Which photographs are evaluated."""
@@ -95,6 +104,9 @@ class EmbedConfig(Section):
     )
     precision: Precision = "fp32"
     batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
+
+    def _idle(self) -> set[str]:
+        return set() if self.image == "square" else {"square_side"}
 
 
 class LocaliseConfig(Section):
@@ -156,6 +168,10 @@ class ThresholdConfig(Section):
         20, ge=1, le=_MAX_PIXELS, description="fewer pixels than this in S_a: the image gets no prompt"
     )
 
+    def _idle(self) -> set[str]:
+        used = {"absolute", "relative"} if self.rule == "max" else {self.rule}
+        return {"absolute", "relative", "quantile"} - used
+
 
 class SpacingConfig(Section):
     """A5: the reading of "spaced by 400 pixels"."""
@@ -168,6 +184,9 @@ class SpacingConfig(Section):
     rank: Whole = Field(400, ge=1, le=_MAX_PIXELS)
     radius: Real = Field(20.0, ge=0.0, le=10_000.0)
     distance: Real = Field(400.0, ge=0.0, le=10_000.0)
+
+    def _idle(self) -> set[str]:
+        return {"rank", "radius", "distance"} - {self.rule}
 
 
 class DilationConfig(Section):
@@ -190,6 +209,11 @@ class PromptConfig(Section):
         "prototype", description="A7: cosine to the prototype of S_a, or the largest or mean cosine to its features"
     )
     prototype_weight: Literal["area", "area_score"] = Field("area", description="A7: weight of a cell in the prototype")
+    prototype_features: Literal["raw", "unit"] = Field(
+        "raw",
+        description="A7: the prototype is a mean of SAM's features as they are, in which strong ones weigh more, "
+        "or of their directions",
+    )
     features: Literal["cell", "pixel"] = Field("cell", description="A8: upsample the similarity map, or the features")
     ring_limit: Fraction | None = Field(
         None, description="A9: keep N_a below this fraction of the threshold (quality profile: 0.5)"
@@ -197,6 +221,12 @@ class PromptConfig(Section):
     grouping: Literal["image", "component"] = Field(
         "image", description="A14: one set of points for the image, or one for each connected part of S_a"
     )
+
+    def _idle(self) -> set[str]:
+        prototype = {"prototype_weight", "prototype_features"}
+        if self.negatives == 0:
+            return {"similarity", "features"} | prototype
+        return set() if self.similarity == "prototype" else prototype
 
 
 class RefineConfig(Section):
@@ -221,6 +251,10 @@ class RefineConfig(Section):
     )
     precision: Precision = "fp32"
     batch_size: BatchSize = Field(4, description="images in one pass; on a CPU every core has a batch of its own")
+
+    def _idle(self) -> set[str]:
+        idle = set() if any(self.multimask) else {"choice"}
+        return idle if any(self.multimask[:2]) else idle | {"feedback"}
 
 
 class ScoreConfig(Section):

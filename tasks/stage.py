@@ -80,7 +80,8 @@ class Stage:
 
 def config_of(section: Section, *without: str) -> dict[str, Any]:
     """A section as plain data for a key, less the fields that cannot change the output."""
-    return section.model_dump(mode="json", exclude=set(without) | {"batch_size"})
+    left_out = {"batch_size", *without}
+    return {name: value for name, value in section.in_force().items() if name not in left_out}
 
 
 def image_items(run: Run) -> list[StageItem]:

@@ -69,6 +69,41 @@ def test_a_key_holds_every_field_that_is_not_left_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "without_effect", "with_effect"),
+    [
+        ("prompt.threshold.rule=max", "prompt.threshold.quantile=0.5", "prompt.threshold.absolute=0.4"),
+        ("prompt.threshold.rule=max", "prompt.threshold.quantile=0.5", "prompt.threshold.relative=0.4"),
+        ("prompt.threshold.rule=relative", "prompt.threshold.absolute=0.4", "prompt.threshold.relative=0.4"),
+        ("prompt.threshold.rule=absolute", "prompt.threshold.relative=0.4", "prompt.threshold.absolute=0.4"),
+        ("prompt.threshold.rule=quantile", "prompt.threshold.absolute=0.4", "prompt.threshold.quantile=0.5"),
+        ("prompt.spacing.rule=rank", "prompt.spacing.radius=5", "prompt.spacing.rank=5"),
+        ("prompt.spacing.rule=radius", "prompt.spacing.distance=5", "prompt.spacing.radius=5"),
+        ("prompt.spacing.rule=distance", "prompt.spacing.rank=5", "prompt.spacing.distance=5"),
+        ("prompt.similarity=max", "prompt.prototype_weight=area_score", "prompt.features=pixel"),
+        ("prompt.similarity=mean", "prompt.prototype_features=unit", "prompt.features=pixel"),
+        ("prompt.similarity=prototype", "prompt.threshold.quantile=0.5", "prompt.prototype_features=unit"),
+        ("prompt.negatives=0", "prompt.similarity=max", "prompt.dilation.size=9"),
+        ("refine.multimask=[false,false,false]", "refine.choice=agreement", "refine.empty=skip"),
+        ("refine.multimask=[false,false,true]", "refine.feedback=mean", "refine.choice=agreement"),
+        ("score.fusion=sum", "score.weight=0.2", "score.smoothing=1"),
+        ("score.fusion=sum", "score.no_prompt=map", "score.masks=all"),
+        ("score.fusion=mask", "score.no_prompt=damp", "score.weight=0.2"),
+        ("embed.image=stretched", "embed.square_side=100", "embed.image=padded"),
+        ("embed.image=square", "embed.batch_size=9", "embed.square_side=100"),
+    ],
+)
+def test_an_option_that_changes_nothing_beside_others_is_in_no_key(
+    chosen: str, without_effect: str, with_effect: str
+) -> None:
+    def keys(*overrides: str) -> list[dict[str, Any]]:
+        experiment = load_experiment("paper", [chosen, *overrides])
+        return [config_of(getattr(experiment, name)) for name in ("embed", "prompt", "refine", "score")]
+
+    assert keys(without_effect) == keys()
+    assert keys(with_effect) != keys()
+
+
+@pytest.mark.parametrize(
     ("override", "parts"),
     [
         ("promt.positives=3", ["'promt'", "did you mean 'prompt'"]),

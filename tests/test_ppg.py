@@ -1,6 +1,7 @@
 """PPG against a slow reference that follows the equations on full-size arrays."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -32,13 +33,14 @@ def scene():
     return anomaly, anomaly * 10, features
 
 
-def _reference_negatives(anomaly, features, threshold, size, count):
+def _reference_negatives(anomaly, features, threshold, size, count, raw):
     """Equations 3, 5, 6 and 7 with the default choices: prototype of S_a, map upsampled, rank stride."""
     region = anomaly >= threshold
     ring = ndimage.binary_dilation(region, dilation_kernel("ellipse", size).astype(bool)) & ~region
     unit = functional.normalize(features, dim=0)
     share = region.reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean(axis=(1, 3))
-    prototype = functional.normalize((unit * torch.from_numpy(share).float()).sum(dim=(1, 2)), dim=0)
+    averaged = features if raw else unit
+    prototype = functional.normalize((averaged * torch.from_numpy(share).float()).sum(dim=(1, 2)), dim=0)
     grid_map = torch.einsum("c,chw->hw", prototype, unit)
     whole = functional.interpolate(grid_map[None, None], (SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0]
     candidates = sorted((float(whole[y, x]), y, x) for y, x in zip(*np.nonzero(ring), strict=True))
@@ -46,9 +48,11 @@ def _reference_negatives(anomaly, features, threshold, size, count):
     return np.array([[x, y] for _, y, x in candidates[::stride][:count]], dtype=float)
 
 
-def test_default_choices_follow_the_equations(scene, options):
+@pytest.mark.parametrize("prototype", ["raw", "unit"])
+def test_default_choices_follow_the_equations(scene, options, prototype):
     anomaly, margin, features = scene
-    prompts = generate_prompts(anomaly, margin, features, FRAME, options)
+    features = features * torch.from_numpy(np.random.default_rng(1).uniform(0.1, 10, (GRID, GRID))).float()
+    prompts = generate_prompts(anomaly, margin, features, FRAME, replace(options, prototype_features=prototype))
     assert prompts.threshold == pytest.approx(max(0.5, 0.8 * anomaly.max()))
     (own,) = prompts.sets
     region = anomaly >= prompts.threshold
@@ -58,7 +62,11 @@ def test_default_choices_follow_the_equations(scene, options):
     stride = max(1, len(ranked) // 3)
     positives = np.array([[x, y] for _, y, x in ranked[::stride][:3]], dtype=float)
     np.testing.assert_array_equal(own.points[own.labels == 1], positives)
-    negatives = _reference_negatives(anomaly, features, prompts.threshold, 25, 3)
+    negatives, others = (
+        _reference_negatives(anomaly, features, prompts.threshold, 25, 3, raw)
+        for raw in (prototype == "raw", prototype != "raw")
+    )
+    assert not np.array_equal(negatives, others)
     np.testing.assert_allclose(own.points[own.labels == 0], negatives)
     assert own.labels.tolist() == [1, 1, 1, 0, 0, 0]
 
@@ -152,12 +160,45 @@ def test_components_get_their_own_points(scene, options):
         assert set(parts[rows, columns]) == {number}
 
 
+@pytest.mark.parametrize("side", [420, 518, 640, 840])
+def test_a_cell_that_only_rounding_covers_is_not_covered(options, side):
+    """A7: the best match of every ring pixel, over the cells that exact arithmetic says S_a touches."""
+    grid = 64
+    frame = InputFrame(1024, (1024, 1024))
+    anomaly = np.zeros((side, side), np.float32)
+    first, last = side // 4, side // 2  # edges of S_a: of cells too, where the side divides
+    anomaly[first:last, first:last] = 0.9
+    touched = [
+        cell
+        for cell in range(grid)
+        if Fraction(cell + 1, grid) > Fraction(first, side) and Fraction(cell, grid) < Fraction(last, side)
+    ]
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((4, grid, grid)).astype(np.float32))
+    chosen = replace(options, similarity="max", negatives=1)
+    own = generate_prompts(anomaly, anomaly, features, frame, chosen).sets[0]
+    unit = functional.normalize(features, dim=0)
+    inside = unit[:, touched][:, :, touched].reshape(4, -1)
+    best = torch.einsum("cn,chw->nhw", inside, unit).amax(dim=0)
+    whole = functional.interpolate(best[None, None], (side, side), mode="bilinear", align_corners=False)[0, 0]
+    ring = ndimage.binary_dilation(anomaly > 0, dilation_kernel("ellipse", 25).astype(bool)) & (anomaly == 0)
+    assert own.values[own.labels == 0][0] == pytest.approx(float(whole[torch.from_numpy(ring)].min()), abs=1e-5)
+
+
 @pytest.mark.parametrize("similarity", ["prototype", "max", "mean"])
 @pytest.mark.parametrize("weight", ["area", "area_score"])
-def test_pixel_features_against_the_full_array(scene, options, similarity, weight):
+@pytest.mark.parametrize("raw", [True, False])
+def test_pixel_features_against_the_full_array(scene, options, similarity, weight, raw):
     """A7, A8: the similarity of features that were upsampled to every pixel, computed the long way."""
     anomaly, margin, features = scene
-    chosen = replace(options, features="pixel", similarity=similarity, prototype_weight=weight, negatives=1)
+    features = features * torch.from_numpy(np.random.default_rng(1).uniform(0.1, 10, (GRID, GRID))).float()
+    chosen = replace(
+        options,
+        features="pixel",
+        similarity=similarity,
+        prototype_weight=weight,
+        prototype_features="raw" if raw else "unit",
+        negatives=1,
+    )
     prompts = generate_prompts(anomaly, margin, features, FRAME, chosen)
     region = torch.from_numpy(anomaly >= prompts.threshold)
     ring = ndimage.binary_dilation(region, dilation_kernel("ellipse", 25).astype(bool)) & ~region.numpy()
@@ -167,7 +208,9 @@ def test_pixel_features_against_the_full_array(scene, options, similarity, weigh
     inside = dense[:, region]
     if similarity == "prototype":
         weights = torch.from_numpy(anomaly)[region] if weight == "area_score" else torch.ones(int(region.sum()))
-        whole = torch.einsum("c,chw->hw", functional.normalize((inside * weights).sum(dim=1), dim=0), dense)
+        as_they_are = functional.interpolate(features[None], (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
+        averaged = as_they_are[:, region] if raw else inside
+        whole = torch.einsum("c,chw->hw", functional.normalize((averaged * weights).sum(dim=1), dim=0), dense)
     else:
         pairs = torch.einsum("cn,chw->nhw", inside, dense)
         whole = pairs.amax(dim=0) if similarity == "max" else pairs.mean(dim=0)
