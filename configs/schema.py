@@ -134,6 +134,11 @@ class LocaliseConfig(Section):
         (), description="names of the datasets behind a foreign adapter; our own adapters carry theirs"
     )
     prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
+    keep: Literal["logits", "tokens"] = Field(
+        "logits",
+        description="what of CLIP's look is kept: the logits of the words asked for, or the tokens as float16 too, so "
+        "that other words, sentences or linear layers need no second look (11 MB an image with ViT-L-14-336)",
+    )
     precision: Precision = "fp32"
     batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
 
@@ -153,11 +158,6 @@ class LocaliseConfig(Section):
 class ThresholdConfig(Section):
     """A3: which pixels are extremely anomalous (S_a). The map is in [0, 1]."""
 
-    keep: Literal["logits", "tokens"] = Field(
-        "logits",
-        description="what of CLIP's look is kept: the logits of the words asked for, or the tokens as float16 too, so "
-        "that other words, sentences or linear layers need no second look (11 MB an image with ViT-L-14-336)",
-    )
     rule: Literal["max", "absolute", "relative", "quantile"] = Field(
         "max", description="the larger of the absolute and the relative threshold, one of them, or a quantile"
     )
@@ -276,7 +276,14 @@ class ScoreConfig(Section):
     smoothing: Real = Field(
         0.0, ge=0.0, le=1000.0, description="A17: sigma of a Gaussian on the map before the blend, in pixels"
     )
-    image_score: Literal["clip", "max"] = Field("clip", description="A20: CLIP's image score, or the largest pixel")
+    image_score: Literal["clip", "max", "top"] = Field(
+        "clip",
+        description="A20: CLIP's image score, the largest pixel of each step, or the mean of each step's top share",
+    )
+    top_share: Real = Field(0.01, gt=0.0, le=1.0, description="A20: share of the pixels that are the top")
+
+    def _idle(self) -> set[str]:
+        return {"weight", "gain", "no_prompt"} if self.fusion == "sum" else set()
 
 
 class RuntimeConfig(Section):

@@ -19,6 +19,8 @@ from cascade.storage.atomic import replacing, write_text
 from cascade.storage.errors import ConfigError
 from cascade.storage.names import safe_path
 from cascade.storage.paths import require_writable
+from cascade.tasks.aggregate import table_rows
+from cascade.tasks.stage import Run
 from cascade.tasks.tables import images_table, points_table, results_table
 from cascade.tasks.train_april_gan import adapter_training
 from cascade.tasks.uncertainty import LEVEL, RESAMPLES
@@ -102,6 +104,12 @@ def link_latest(folder: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def _prompts(run: Run) -> dict[str, dict[str, Any]]:
+    """By category and for all, images without prompt, and the share of good images that got one."""
+    names = ("n_images", "n_no_prompt", "n_no_prompt_anomalous", "good_prompted")
+    return {row["category"]: {name: row[name] for name in names} for row in table_rows(run)}
+
+
 def _description(prepared: Prepared, results: Sequence[StageResult], engine: str) -> dict[str, Any]:
     run = prepared.run
     keys = {stage.name: stage.key(run) for stage in STAGES}
@@ -116,7 +124,9 @@ def _description(prepared: Prepared, results: Sequence[StageResult], engine: str
             "root": str(run.manifest.root),
             "images": len(run.manifest),
             "categories": list(run.manifest.categories),
+            "words": {record.category: run.words(record) for record in run.manifest},
         },
+        "prompts": _prompts(run),
         "store": str(run.store),
         "keys": {name: {"digest": key.digest} | key.components for name, key in keys.items()},
         "weights": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,20 @@ from cascade.storage.keys import StageKey, digest_of
 from cascade.tasks import score, tally
 from cascade.tasks.stage import Run, Stage, StageItem
 
-VERSION = 2
+VERSION = 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
 IMAGE_METRICS = ("image_auroc", "image_f1max", "image_ap")
 METRICS = (*PIXEL_METRICS, *IMAGE_METRICS)
+IMAGE_SCORES = ("clip_score", "max_score", "top_score")
+MASKS = 3
+CHECKS = (
+    "good_prompted",
+    *(f"image_auroc_{name}" for name in IMAGE_SCORES),
+    *(f"mask_{number}" for number in range(1, MASKS + 1)),
+)
+"""What a reader needs to trust a row, beside the metrics: the share of good images that got a prompt, image AUROC by
+each image score there is, and how often each of SAM's three masks was chosen, as a share of the choices."""
+COUNTS = ("n_images", "n_anomalous", "n_no_prompt", "n_no_prompt_anomalous")
 MEAN = "mean"
 
 
@@ -77,27 +87,40 @@ def _category_rows(run: Run, scores: Artefact, category: str, records: Sequence[
     compared and the cells stay empty.
     """
     totals = tally.category_totals(run, category)
-    image_scores: list[list[float]] = []
-    labels: list[bool] = []
-    complete = True
-    for record in records:
-        if record.label is not None:
-            scored = scores.record(score.item_id(run, record))
-            image_scores.append(scored["image_score"])
-            labels.append(bool(record.label))
-            complete &= scored["truth"]
+    every = [scores.record(score.item_id(run, record)) for record in records]
+    known = [(own, bool(record.label)) for own, record in zip(every, records, strict=True) if record.label is not None]
+    labels = [label for _, label in known]
+    complete = all(own["truth"] for own, _ in known)
+    good = [own for own, label in known if not label]
+    unprompted = {
+        "n_no_prompt": sum(own["no_prompt"] for own in every),
+        "n_no_prompt_anomalous": sum(own["no_prompt"] for own, label in known if label),
+    }
+    prompted = {"good_prompted": 1 - float(np.mean([own["no_prompt"] for own in good])) if good else None}
     rows = []
     for index, step in enumerate(score.STEPS):
         usable = complete and bool(totals[index].positives.any()) and bool(totals[index].negatives.any())
         both = len(set(labels)) == 2
         metrics = _cells(
             summary(totals[index]) if usable else None,
-            image_metrics(np.array(image_scores)[:, index], np.array(labels)) if both else None,
+            _by_image("image_score", index, known) if both else None,
         )
-        rows.append(
-            {"category": category, "step": step, "n_images": len(records), "n_anomalous": sum(labels)} | metrics
-        )
+        aurocs = {f"image_auroc_{name}": _by_image(name, index, known).auroc if both else None for name in IMAGE_SCORES}
+        counts = {"n_images": len(records), "n_anomalous": sum(labels)} | unprompted
+        masks = _mask_shares([own["chosen"][index] for own in every])
+        rows.append({"category": category, "step": step, **counts, **metrics, **prompted, **aurocs, **masks})
     return rows
+
+
+def _by_image(name: str, index: int, known: Sequence[tuple[Mapping[str, Any], bool]]) -> ImageMetrics:
+    """The image metrics of one step by one of the image scores in the records."""
+    values = [own[name] if name == "clip_score" else own[name][index] for own, _ in known]
+    return image_metrics(np.array(values), np.array([label for _, label in known]))
+
+
+def _mask_shares(chosen: Sequence[int | None]) -> dict[str, float | None]:
+    made = [each for each in chosen if each is not None]
+    return {f"mask_{each + 1}": made.count(each) / len(made) if made else None for each in range(MASKS)}
 
 
 def _cells(pixel: PixelMetrics | None, image: ImageMetrics | None) -> dict[str, float | None]:
@@ -118,10 +141,10 @@ def _cells(pixel: PixelMetrics | None, image: ImageMetrics | None) -> dict[str, 
 def _mean_row(step: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Unweighted mean over the categories that have a value, the field's convention."""
     means: dict[str, Any] = {}
-    for name in METRICS:
+    for name in (*METRICS, *CHECKS):
         values = [row[name] for row in rows if row[name] is not None]
         means[name] = float(np.mean(values)) if values else None
-    counts = {name: sum(row[name] for row in rows) for name in ("n_images", "n_anomalous")}
+    counts = {name: sum(row[name] for row in rows) for name in COUNTS}
     return {"category": MEAN, "step": step} | counts | means
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from cascade.tasks.overlap import on_every_core
 from cascade.tasks.prompt import frame_size
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_id
 
-VERSION = 2
+VERSION = 3
 STEPS = ("clip", *refine.STEPS)
 HISTOGRAMS = ("negatives", "positives", "regions")
 _KEPT = slice(N_BINS // 2, N_BINS // 2 + 16_385)
@@ -71,8 +71,9 @@ def histogram_specs(counts: str) -> dict[str, ArraySpec]:
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Fuse, count and store each image.
 
-    The record holds ``frame``, ``truth`` (whether pixels could be compared), ``regions`` (connected parts of the mask)
-    and by step ``image_score``, ``max_score``, ``mask_area`` (share of the frame) and ``mask_iou``.
+    The record holds ``frame``, ``truth`` (whether pixels could be compared), ``regions`` (connected parts of the mask),
+    ``no_prompt``, ``clip_score``, and by step ``image_score``, ``max_score``, ``top_score``, ``mask_area`` (share of
+    the frame), ``mask_iou`` and ``chosen``: which of three masks went on, ``None`` where there was no choice.
     """
     maps, prompts, masks = (run.artefact(stage.key(run)) for stage in (localise, prompt, refine))
 
@@ -81,7 +82,9 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
         localised, refined = maps.read(worded), masks.read(worded)
         threshold = prompts.read(worded).record["threshold"]
         scores, segments = _scores(run, item.record, localised.arrays["logits"], threshold, refined)
-        return _compared(run, item.record, scores, segments, localised.record["image_score"])
+        chosen = {"no_prompt": refined.record["no_prompt"], "chosen": [None, *_choices(refined.record)]}
+        stored, record = _compared(run, item.record, scores, segments, localised.record["image_score"])
+        return stored, record | chosen
 
     for item, (found, record) in on_every_core(items, scored):
         artefact.write(item.id, found, record)
@@ -134,7 +137,7 @@ def _scores(
     from cascade.sam.image import input_frame
 
     config, embedding = run.experiment.score, run.experiment.embed
-    options = FusionOptions(**config.model_dump(exclude={"frame", "image_score"}))
+    options = FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))
     size = frame_size(config.frame, record)
     clip_map = anomaly_map(torch.from_numpy(grid_logits)[None], size)[0].numpy()
     smoothed = smooth(clip_map, options)
@@ -165,14 +168,20 @@ def _compared(
     """What is stored of an image: its scores, and how they compare with the truth."""
     truth = truth_in_frame(run, image)
     height, width = scores.shape[1:]
-    largest = [float(own.max()) for own in scores]
-    by_clip = run.experiment.score.image_score == "clip"
+    config = run.experiment.score
+    image_scores = {
+        "clip": [clip_score] * len(scores),
+        "max": [float(own.max()) for own in scores],
+        "top": [top_mean(own, config.top_share) for own in scores],
+    }
     record: dict[str, Any] = {
         "frame": [height, width],
         "truth": truth is not None,
         "regions": 0,
-        "image_score": [clip_score if by_clip else value for value in largest],
-        "max_score": largest,
+        "image_score": image_scores[config.image_score],
+        "clip_score": clip_score,
+        "max_score": image_scores["max"],
+        "top_score": image_scores["top"],
         "mask_area": [float(own.mean()) for own in segments],
         "mask_iou": None,
     }
@@ -184,6 +193,21 @@ def _compared(
         if truth.any():
             record["mask_iou"] = [float((own & truth).sum() / (own | truth).sum()) for own in segments]
     return stored, record
+
+
+def top_mean(scores: NDArray[np.float16], share: float) -> float:
+    """Mean of the largest scores [H, W]: of ``share`` of all, one at least."""
+    count = max(1, round(share * scores.size))
+    largest = np.partition(scores.reshape(-1).astype(np.float32), -count)[-count:]
+    return float(largest.mean(dtype=np.float64))
+
+
+def _choices(refined: Mapping[str, Any]) -> list[int | None]:
+    """By step, the mask that was chosen among three; ``None`` without a prompt or a choice."""
+    if refined["no_prompt"]:
+        return [None] * len(refine.STEPS)
+    steps = zip(refined["predicted_iou"], refined["chosen"], strict=True)
+    return [chosen if len(candidates) > 1 else None for candidates, chosen in steps]
 
 
 SCORE = Stage("score", key, items, arrays, compute)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cascade.configs.schema import Frame
 from cascade.tasks import prompt, refine, score
-from cascade.tasks.aggregate import METRICS, table_rows
+from cascade.tasks.aggregate import CHECKS, COUNTS, METRICS, table_rows
 from cascade.tasks.stage import Run, worded_id
 
 REFINER = "cps"
@@ -19,9 +19,9 @@ RESULT_COLUMNS = (
     "refiner",
     "step",
     "frame",
-    "n_images",
-    "n_anomalous",
+    *COUNTS,
     *METRICS,
+    *CHECKS,
 )
 _POINT_COLUMNS = ("dataset", "category", "path", "image_id", "set", "x", "y", "label", "value")
 
@@ -39,7 +39,7 @@ def results_table(run: Run, *, leak: bool = False, intervals: pd.DataFrame | Non
         "frame": _frame(run.experiment.score.frame),
     }
     table = pd.DataFrame([constant | row for row in table_rows(run)], columns=list(RESULT_COLUMNS))
-    table = table.astype(dict.fromkeys(METRICS, "float64"))
+    table = table.astype(dict.fromkeys((*METRICS, *CHECKS), "float64"))
     if intervals is not None:
         for bound in ("low", "high"):
             wide = intervals.pivot(index=["category", "step"], columns="metric", values=bound)
@@ -52,7 +52,8 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
     """One row for each image and step.
 
     ``mask_area`` is the segmented share of the evaluation frame: S_a for the CLIP row, the chosen mask for a step.
-    ``mask_iou`` compares it with the ground truth of a defective image. ``item`` names the image in the store.
+    ``mask_iou`` compares it with the ground truth of a defective image, ``mask`` says which of three masks was chosen.
+    ``image_score`` is one of ``clip_score``, ``max_score`` and ``top_score``. ``item`` names the image in the store.
     """
     prompts, refined, scores = (run.artefact(stage.key(run)) for stage in (prompt, refine, score))
     rows: list[dict[str, Any]] = []
@@ -81,14 +82,18 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
                 | {
                     "step": step,
                     "image_score": scored["image_score"][index],
+                    "clip_score": scored["clip_score"],
                     "max_score": scored["max_score"][index],
+                    "top_score": scored["top_score"][index],
                     "mask_area": scored["mask_area"][index],
                     "mask_iou": scored["mask_iou"][index] if scored["mask_iou"] else None,
                     "predicted_iou": _predicted_iou(cascade, index),
+                    "mask": None if scored["chosen"][index] is None else scored["chosen"][index] + 1,
                     "box": _box(cascade, index),
                 }
             )
-    table = pd.DataFrame(rows).astype({"label": "Int64", "mask_iou": "float64", "predicted_iou": "float64"})
+    numbers = {"label": "Int64", "mask_iou": "float64", "predicted_iou": "float64", "mask": "Int64"}
+    table = pd.DataFrame(rows).astype(numbers)
     return _marked(table, leak)
 
 

@@ -33,6 +33,30 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     console.print(table)
 
 
+def show_prompts(results: pd.DataFrame, console: Console) -> None:
+    """By category, how many images got no prompt, how many good ones did, and which masks the last step chose.
+
+    An image without prompt has no mask: its scores are the map's.
+    """
+    from rich.table import Table
+
+    last = results[results["step"] == results["step"].iloc[-1]]
+    table = Table(
+        "category", "images", "no prompt", "defective\nno prompt", "good\nwith prompt", "masks 1/2/3", box=None
+    )
+    for row in last.to_dict("records"):
+        masks = [row[f"mask_{number}"] for number in (1, 2, 3)]
+        table.add_row(
+            plain(row["category"]),
+            str(row["n_images"]),
+            str(row["n_no_prompt"]),
+            str(row["n_no_prompt_anomalous"]),
+            f"{per_cent(row['good_prompted'])} %" if row["good_prompted"] == row["good_prompted"] else "",
+            "" if masks[0] != masks[0] else "/".join(f"{100 * share:.0f}" for share in masks) + " %",
+        )
+    console.print(table)
+
+
 def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
     value = per_cent(row[metric])
     if not value or f"{metric}_low" not in row:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascade.flows.cli.console import announce_store, make_console, plain, show_results, spinner
+from cascade.flows.cli.console import announce_store, make_console, plain, show_prompts, show_results, spinner
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
@@ -111,6 +111,7 @@ def run_and_show(
     except (PipelineError, OSError) as error:
         console.print(f"[yellow]warning[/yellow] not in the history: {plain(str(error))}", soft_wrap=True)
     show_results(table, console)
+    show_prompts(table, console)
     if prepared.leak:
         console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)
     console.print(f"tables in {folder}", soft_wrap=True)
