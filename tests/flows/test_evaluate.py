@@ -30,8 +30,9 @@ from cascade.tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Outcome, files_of, flip_chunk, save_adapter, save_scene
 
 COLUMNS = (
-    "dataset,category,localiser,refiner,step,frame,n_images,n_anomalous,pixel_auroc,pixel_f1max,pixel_ap,pixel_aupro,"
-    "image_auroc,image_f1max,image_ap"
+    "dataset,category,localiser,refiner,step,frame,n_images,n_anomalous,n_no_prompt,n_no_prompt_anomalous,"
+    "pixel_auroc,pixel_f1max,pixel_ap,pixel_aupro,image_auroc,image_f1max,image_ap,"
+    "good_prompted,image_auroc_clip_score,image_auroc_max_score,image_auroc_top_score,mask_1,mask_2,mask_3"
 )
 STEPS = ["clip", "points", "points+logits", "points+box+logits"]
 FROM_PROMPT = {"prompt": 8, "refine": 8, "score": 8, "tally": 2, "aggregate": 1}
@@ -552,7 +553,7 @@ def test_a_category_without_defects_has_empty_cells_and_a_warning(own_data: Benc
     assert results.loc["carpet"].isna().all(axis=None)
     pd.testing.assert_frame_equal(results.loc["mean"], results.loc["metal_plate"])
     text = (tmp_path / "results.csv").read_text(encoding="utf-8").splitlines()[1]
-    assert text == "tiny,carpet,april_gan,cps,clip,96,2,0,,,,,,,"
+    assert text == "tiny,carpet,april_gan,cps,clip,96,2,0,0,0,,,,,,,,1.0,,,,,,"
 
 
 def test_an_image_below_the_threshold_has_no_prompt_and_the_clip_maps_score(bench: Bench, tmp_path: Path) -> None:
