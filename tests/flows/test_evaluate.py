@@ -553,7 +553,7 @@ def test_a_category_without_defects_has_empty_cells_and_a_warning(own_data: Benc
     assert results.loc["carpet"].isna().all(axis=None)
     pd.testing.assert_frame_equal(results.loc["mean"], results.loc["metal_plate"])
     text = (tmp_path / "results.csv").read_text(encoding="utf-8").splitlines()[1]
-    assert text == "tiny,carpet,april_gan,cps,clip,96,2,0,0,0,,,,,,,,1.0,,,,,,"
+    assert text == "tiny,carpet,april_gan,cps,clip,96x96,2,0,0,0,,,,,,,,1.0,,,,,,"
 
 
 def test_an_image_below_the_threshold_has_no_prompt_and_the_clip_maps_score(bench: Bench, tmp_path: Path) -> None:
