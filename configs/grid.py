@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from cascade.configs.loader import load_experiment, parse_override, read_yaml, validate
+from cascade.configs.loader import key_hint, load_experiment, parse_override, read_yaml, validate
 from cascade.configs.schema import Experiment, Name, Section
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded
@@ -162,7 +162,7 @@ def _require_value_key(key: str) -> None:
         if model is None:
             raise ConfigError(f"grid key '{key}': '{'.'.join(names[:depth])}' is a value, not a section")
         if name not in model.model_fields:
-            raise ConfigError(f"unknown grid key '{key}'; {nearest(name, model.model_fields)}")
+            raise ConfigError(f"unknown grid key '{key}'; {key_hint(Experiment, names[: depth + 1])}")
         kind = model.model_fields[name].annotation
         model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
     if model is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, TextIO, TypeVar
@@ -21,6 +22,7 @@ PROMPTS = _HERE / "prompts"
 MODELS = _HERE / "models"
 _MAX_YAML_BYTES = 1_000_000
 _MAX_VALUES = 100_000
+_ALIKE = 0.6
 _REPR = Repr()
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -125,8 +127,7 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         names = _names(first)
         where = shortened(".".join(names)) or model.__name__
         if first["type"] == "extra_forbidden":
-            valid = _fields_at(model, names[:-1])
-            raise ConfigError(f"unknown configuration key '{where}'; {nearest(names[-1], valid)}") from None
+            raise ConfigError(f"unknown configuration key '{where}'; {key_hint(model, names)}") from None
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             choice = [
                 part.strip().strip("'") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(",")
@@ -140,6 +141,21 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
             each["msg"] for each in others if _names(each) == names
         ]
         raise ConfigError(f"{where}: {', or '.join(messages)}{given}") from None
+
+
+def key_hint(model: type[BaseModel], names: Sequence[str]) -> str:
+    """For a dotted key that is none: the keys of that name in other sections, or the most alike, and what is valid."""
+    *section, wanted = names
+
+    def likeness(key: tuple[str, ...]) -> float:
+        return SequenceMatcher(None, key[-1], wanted).ratio() + (0.1 if list(key[:-1]) == section else 0.0)
+
+    keys = _keys(model)
+    near = [key for key in keys if key[-1] == wanted]
+    if not near:
+        near = [key for key in [max(keys, key=likeness)] if likeness(key) >= _ALIKE]
+    hint = f"did you mean {' or '.join(repr('.'.join(key)) for key in near)}? " if near else ""
+    return f"{hint}valid: {', '.join(sorted(_fields_at(model, section)))}"
 
 
 def shortened(text: str, length: int = 80) -> str:
@@ -189,6 +205,16 @@ def _assign(data: dict[str, Any], names: list[str], value: Any) -> None:
             raise ConfigError(f"--set {'.'.join(names)}: '{'.'.join(names[: depth + 1])}' is a value, not a section")
         data = child
     data[names[-1]] = value
+
+
+def _keys(model: type[BaseModel]) -> list[tuple[str, ...]]:
+    """Every section and key below a model."""
+    found: list[tuple[str, ...]] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        below = _keys(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        found += [(name,), *((name, *key) for key in below)]
+    return found
 
 
 def _fields_at(model: type[BaseModel], names: Sequence[str]) -> list[str]:

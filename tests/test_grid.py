@@ -78,7 +78,7 @@ def test_names_use_the_whole_key_where_the_last_part_is_not_enough() -> None:
     ("axes", "parts"),
     [
         ({}, ["nothing varies", "axes.grid"]),
-        ({"grid": {"prompt.dilaton.size": [1]}}, ["'prompt.dilaton.size'", "did you mean 'dilation'"]),
+        ({"grid": {"prompt.dilaton.size": [1]}}, ["'prompt.dilaton.size'", "did you mean 'prompt.dilation'"]),
         ({"grid": {"promt.positives": [1]}}, ["did you mean 'prompt'"]),
         ({"grid": {"prompt.dilation": [1]}}, ["'prompt.dilation' is a section", "shape, size"]),
         ({"grid": {"prompt.positives.x": [1]}}, ["'prompt.positives' is a value"]),
@@ -107,7 +107,7 @@ def test_an_override_of_a_varied_key_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("axes: {grids: {score.weight: [1]}}", "did you mean 'grid'"),
+        ("axes: {grids: {score.weight: [1]}}", "did you mean 'axes.grid'"),
         ("axis: {}", "did you mean 'axes'"),
         ("axes: {grid: {score.weight: []}}", "score.weight"),
         ("axes: {grid: {score.weight: 0.5}}", "score.weight"),

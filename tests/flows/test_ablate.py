@@ -359,7 +359,7 @@ def test_missing_weights_fail_their_variant_with_the_command(cli: Cli, bench: Be
     ("given", "parts"),
     [
         ({"axes": {}}, ["nothing varies"]),
-        ({"axes": {"grid": {"prompt.postives": [1]}}}, ["did you mean 'positives'"]),
+        ({"axes": {"grid": {"prompt.postives": [1]}}}, ["did you mean 'prompt.positives'"]),
         ({"axis": {}}, ["did you mean 'axes'"]),
         ({"axes": {"zip": {"score.weight": [0.5], "score.fusion": ["mask", "sum"]}}}, ["equally many"]),
     ],
