@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from cascade.storage.atomic import DISK_FULL, is_full
 from cascade.storage.errors import CorruptItem, StoreError
 from cascade.storage.keys import StageKey, canonical_json, nearest_key
 from cascade.storage.ledger import Ledger, Line, line_digest
@@ -77,7 +79,13 @@ class Store:
 
     def explain_missing(self, key: StageKey) -> str:
         """Why nothing is stored under ``key``: what differs from the most similar artefact of the same stage."""
-        changed = nearest_key(key.components, self.stored_keys(key.stage))
+
+        @cache
+        def look_up(stage: str, digest: str) -> Mapping[str, Any] | None:
+            path = self.root / stage / digest / "zarr.json"
+            return _read_key(path) if path.is_file() else None
+
+        changed = nearest_key(key.components, self.stored_keys(key.stage), look_up)
         if changed is None:
             return "nothing of this stage is stored yet"
         shown = "; ".join(changed[:3])
@@ -155,16 +163,14 @@ class Artefact:
         Waits while another process writes the same artefact. Raises ``StoreError`` if the folder cannot be written.
         """
         with ExitStack() as held:
-            try:
+            with self._naming_faults():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 held.enter_context(FileLock(self.path.with_suffix(".lock")))
                 self._prepare(list(items), specs)
-            except PermissionError as error:
-                raise StoreError(f"{self.path}: cannot write to the store ({error}); check its permissions") from error
             try:
                 yield
             finally:
-                with self._mutex:
+                with self._mutex, self._naming_faults():
                     self._ledger.take_over()
                     self._lines = None
 
@@ -185,13 +191,15 @@ class Artefact:
         """Store one item inside :meth:`writing`: the arrays first, then its ledger line.
 
         ``arrays`` may be a subset of the artefact's arrays, or empty. ``record`` must be JSON data without NaN.
+        Raises ``StoreError`` if the disk is full or fails.
         """
         row = self._rows[item]
-        for name, value in arrays.items():
-            self._array(name)[row] = value
+        with self._naming_faults():
+            for name, value in arrays.items():
+                self._array(name)[row] = value
         digests = {name: _array_digest(item, name, value) for name, value in arrays.items()}
         line = Line(item, row, digests, line_digest(item, record, digests), record)
-        with self._mutex:
+        with self._mutex, self._naming_faults():
             self._ledger.append(line)
             if self._lines is not None:
                 self._lines[item] = line
@@ -207,6 +215,20 @@ class Artefact:
     def nbytes(self) -> int:
         """Bytes on disk, ledger included."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    @contextmanager
+    def _naming_faults(self) -> Iterator[None]:
+        """Say of an error of the operating system where it was, and what to do."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            if is_full(error):
+                raise StoreError(f"{self.path}: {DISK_FULL}") from error
+            raise StoreError(
+                f"{self.path}: cannot write to the store ({error.strerror or error}); check the disk and permissions"
+            ) from error
 
     def _corrupt(self, item: str, reason: str) -> CorruptItem:
         return CorruptItem(f"{self.key.stage}/{self.path.name}", item, reason)

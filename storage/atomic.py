@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cascade.storage.errors import StoreError
+
+DISK_FULL = "the disk is full; what the store has finished is kept: make room, and give the same command again"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no room left on the disk, or none that this user may take."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes the name ``path`` once the block has ended well.
+
+    Raises ``StoreError`` if the disk is full.
 
     The file has the permissions of any new file there, also if the writer gives it others, as safetensors does.
     """
@@ -25,6 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if is_full(error):
+            raise StoreError(f"{path.parent}: {DISK_FULL}") from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+LookUp = Callable[[str, str], Mapping[str, Any] | None]
+"""The components of the key with a digest, by stage; ``None`` if it is not stored."""
 
 
 def canonical_json(value: Any) -> str:
@@ -70,9 +73,32 @@ def differences(components: Mapping[str, Any], other: Mapping[str, Any]) -> list
     return lines
 
 
-def nearest_key(components: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str] | None:
-    """The fewest differences between a key and any of ``others``; ``None`` when there is none to compare with."""
-    candidates = [differences(components, other) for other in others]
+def causes(components: Mapping[str, Any], other: Mapping[str, Any], look_up: LookUp) -> list[str]:
+    """What made two keys of a stage differ, each as ``name: old → new``, in this stage or in those that it reads.
+
+    An option has the name that it has in the configuration, such as ``prompt.positives``; versions and weights stand
+    behind the stage's name. ``other`` is the older key. An artefact that is not stored any more tells nothing; it
+    stands as ``upstream`` with its digests.
+    """
+    stage, lines = components["stage"], []
+    new, old = dict(components["upstream"]), dict(other["upstream"])
+    for name in sorted(new.keys() & old.keys()):
+        if new[name] != old[name]:
+            after, before = look_up(name, new[name]), look_up(name, old[name])
+            if after is None or before is None:
+                continue
+            lines += causes(after, before, look_up)
+        del new[name], old[name]
+    for line in differences({**components, "upstream": new}, {**other, "upstream": old}):
+        lines.append(f"{stage}.{line.removeprefix('config.')}" if line.startswith("config.") else f"{stage} {line}")
+    return list(dict.fromkeys(lines))
+
+
+def nearest_key(
+    components: Mapping[str, Any], others: Iterable[Mapping[str, Any]], look_up: LookUp
+) -> list[str] | None:
+    """The fewest causes between a key and any of ``others``; ``None`` when there is none to compare with."""
+    candidates = [causes(components, other, look_up) for other in others]
     return min(candidates, key=len, default=None)
 
 

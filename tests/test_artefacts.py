@@ -470,7 +470,7 @@ def test_the_store_lists_what_it_holds_and_says_what_changed(store: Store, artef
     assert listed.path == artefact.path
     assert listed.nbytes() > 0
     changed = StageKey("embed", 1, dict(KEY.config) | {"side": 8}, KEY.upstream, KEY.weights)
-    assert store.explain_missing(changed) == "changed: config.side: 4 → 8"
+    assert store.explain_missing(changed) == f"changed: {changed.stage}.side: 4 → 8"
     assert store.explain_missing(StageKey("score", 1, {})) == "nothing of this stage is stored yet"
 
 

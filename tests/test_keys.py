@@ -4,11 +4,12 @@ import hashlib
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cascade.storage.keys import StageKey, canonical_json, differences, digest_of, nearest_key
+from cascade.storage.keys import StageKey, canonical_json, causes, differences, digest_of, nearest_key
 
 CONFIG = {"rule": "max", "size": 25, "weight": 0.1, "layers": [6, 12], "words": {"b": "ü", "a": None}, "on": True}
 DIGEST = "0123456789abcdef" * 4
@@ -92,7 +93,31 @@ def test_a_change_of_type_alone_is_a_difference() -> None:
     assert differences(key(version=True).components, key(version=1).components) != []
 
 
+def nothing(stage: str, digest: str) -> None:
+    """Nothing else is stored."""
+
+
+def test_a_cause_lies_where_the_option_is() -> None:
+    prompts = {digit: StageKey("prompt", 1, {"positives": count}) for digit, count in (("a", 3), ("b", 5))}
+    old, new = (
+        StageKey("score", 1, {"weight": 0.5}, {"prompt": digit, "embed": "e"}, {"sam": DIGEST}) for digit in "ab"
+    )
+
+    def look_up(stage: str, digest: str) -> dict[str, Any] | None:
+        return prompts[digest].components if stage == "prompt" else None
+
+    assert causes(new.components, old.components, look_up) == ["prompt.positives: 3 → 5"]
+    assert causes(new.components, old.components, nothing) == ['score upstream.prompt: "a" → "b"']
+    other = replace(new, version=2, config={"weight": 0.25}, weights={"sam": OTHER_DIGEST})
+    assert causes(other.components, old.components, look_up) == [
+        "prompt.positives: 3 → 5",
+        "score.weight: 0.5 → 0.25",
+        "score version: 1 → 2",
+        f"score weights.sam: {DIGEST[:12]}… → {OTHER_DIGEST[:12]}…",
+    ]
+
+
 def test_the_nearest_key_is_the_one_with_the_fewest_differences() -> None:
     near, far = key(version=2), key(stage="score", version=3, weights={})
-    assert nearest_key(key().components, [far.components, near.components]) == ["version: 2 → 1"]
-    assert nearest_key(key().components, []) is None
+    assert nearest_key(key().components, [far.components, near.components], nothing) == ["refine version: 2 → 1"]
+    assert nearest_key(key().components, [], nothing) is None

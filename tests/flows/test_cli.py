@@ -55,7 +55,7 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
         ["tally", "miss"],
         ["aggregate", "miss"],
     ]
-    assert "config.weight: 0.5 → 0.25" in result.out
+    assert result.out.count("changed: score.weight: 0.5 → 0.25") == 3  # of the stage and of those that read it
     names = {"results.csv", "results.parquet", "images.parquet", "points.parquet", "run.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
@@ -99,7 +99,7 @@ def test_a_path_may_hold_any_character(cli: Cli, empty: Bench, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
-        ("prompt.postives=3", ["'prompt.postives'", "did you mean 'positives'"]),
+        ("prompt.postives=3", ["'prompt.postives'", "did you mean 'prompt.positives'"]),
         ("promt.positives=3", ["did you mean 'prompt'"]),
         ("score.fusion=blnd", ["'blnd'", "did you mean 'blend'"]),
         ("embed.backbone=vit_hh", ["'vit_hh'", "did you mean 'vit_h'"]),

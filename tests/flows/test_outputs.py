@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -187,3 +189,39 @@ def test_the_demo_may_be_repeated(cli: Cli, tmp_path: Path, monkeypatch: pytest.
     assert "miss" not in result.out
     assert (tmp_path / "runs" / "demo" / "latest" / "results.csv").is_file()
     assert len(set(read_history(tmp_path / "runs")["folder"])) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_named_and_what_is_kept(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    (ledger,) = (bench.store / "score").glob("*/ledger.jsonl")
+    whole = ledger.read_bytes()
+    ledger.unlink()
+    ledger.symlink_to("/dev/full")
+    result = cli(*bench.arguments(), "--out", tmp_path / "out")
+    assert result.code == 3
+    line = result.refusal()
+    assert line.startswith(f"error: {ledger.parent}: the disk is full; what the store has finished is kept")
+    ledger.unlink()
+    ledger.write_bytes(whole)
+    assert cli(*bench.arguments(), "--out", tmp_path / "out").code == 0
+
+
+def test_a_full_disk_below_the_tables_is_named(
+    cli: Cli, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    result = cli(*bench.arguments(), "--out", tmp_path / "out")
+    assert result.code == 3
+    assert result.refusal().startswith(f"error: {tmp_path / 'out'}: the disk is full; what the store has finished")
+
+
+def test_a_store_that_cannot_be_one_is_named(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        result = cli(*replace(bench, store=place).arguments(), "--out", tmp_path / "out")
+        assert result.code == 3
+        assert str(place) in result.refusal()
+        assert not (tmp_path / "out").exists()
