@@ -30,13 +30,13 @@ from cascade.flows.ablation_outputs import finished_table, write_tables
 from cascade.flows.evaluate import STAGES, StagePlan, StageResult, evaluate, run_stage
 from cascade.flows.generate import generate_dataset
 from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import prepare, remember_checked
+from cascade.flows.prepare import Prepared, prepare
+from cascade.flows.reading import remember_checked
 from cascade.storage.errors import CorruptItem
 from cascade.tasks.aggregate import AGGREGATE
 from cascade.tasks.prompt import PROMPT
 from cascade.tasks.refine import REFINE
 from cascade.tasks.score import SCORE
-from cascade.tasks.stage import Run
 from cascade.tasks.tally import TALLY
 
 VARIANTS = 9
@@ -93,7 +93,7 @@ def _compare(folder: Path, images: int, rounds: int) -> tuple[list[Comparison], 
     generate_dataset(data, categories=("metal plate",), good=good, defective=images - good)
     grid = load_grid("table2")
     variants = expand(grid, "mini", [f"dataset.path={data}"])
-    _fill(prepare(variants[0].experiment, warm, Settings()).run)
+    _fill(prepare(variants[0].experiment, warm, Settings()))
     encoded: Counter[str] = Counter()
 
     def warm_copy(name: str) -> Path:
@@ -158,9 +158,10 @@ def _compare(folder: Path, images: int, rounds: int) -> tuple[list[Comparison], 
     return comparisons, sum(encoded[stage] for stage in ENCODERS)
 
 
-def _fill(run: Run) -> None:
+def _fill(prepared: Prepared) -> None:
     """What any run leaves behind: everything up to the maps and embeddings, and a file checked once."""
-    remember_checked(run.manifest, run.store)
+    run = prepared.run
+    remember_checked(prepared.images, run.store)
     for stage in STAGES:
         if stage.name in ENCODERS:
             run_stage(run, stage, execute_locally, Counting())

@@ -77,7 +77,7 @@ class DatasetConfig(Section):
     """Which photographs are evaluated."""
 
     path: UserPath | None = None
-    layout: Literal["auto", "mvtec", "visa", "folder", "manifest"] = "auto"
+    layout: Literal["auto", "mvtec", "visa", "beside", "folder", "manifest"] = "auto"
     name: str | None = Field(None, description="name in the tables; the folder's name when absent")
     split: Literal["test", "train"] = "test"
     categories: tuple[str, ...] | None = Field(None, description="only these; all when absent")
@@ -85,6 +85,12 @@ class DatasetConfig(Section):
     words: dict[str, str] = Field(
         default_factory=dict, description="words for CLIP by category; the category's folder name when absent"
     )
+    full_scale: Annotated[Real, Field(gt=0, le=2**32)] | None = Field(
+        None,
+        description="white of images with more than 8 bits, such as 4095; found from the whole dataset when absent",
+    )
+    follow_links: Switch = Field(False, description="read what symbolic links outside the dataset lead to")
+    large_masks: Switch = Field(False, description="masks may mark nearly all of an image, as an inverted one would")
 
 
 class EmbedConfig(Section):

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from cascade.configs.settings import Settings
 from cascade.flows.ablation import Ablation, VariantState
 from cascade.flows.evaluate import STAGES, Executor, Reporter, StageResult, evaluate, plan
-from cascade.flows.prepare import Prepared, prepare, read_manifest, require_metrics
-from cascade.storage.datasets import Manifest
+from cascade.flows.prepare import Prepared, prepare, require_metrics
+from cascade.flows.reading import Images, read_images
 from cascade.storage.errors import PipelineError
 from cascade.storage.keys import digest_of
 from cascade.tasks.stage import Run, Stage
@@ -26,20 +26,20 @@ def prepare_variants(ablation: Ablation, settings: Settings) -> Candidates:
     Raises:
         PipelineError: no variant can start; the error of the first.
     """
-    manifests: dict[str, Manifest] = {}
+    read: dict[str, Images] = {}
     candidates: dict[str, Prepared | PipelineError] = {}
     for variant in ablation.variants:
         experiment, dataset = variant.experiment, variant.experiment.dataset.model_dump_json()
         try:
-            if dataset not in manifests:
-                manifests[dataset] = read_manifest(experiment, ablation.store)
-            require_metrics(manifests[dataset], "a table of variants")
+            if dataset not in read:
+                read[dataset] = read_images(experiment, ablation.store)
+            require_metrics(read[dataset].manifest, "a table of variants")
             prepared = prepare(
                 experiment,
                 ablation.store,
                 settings,
                 allow_leak=ablation.allow_leak,
-                manifest=manifests[dataset],
+                images=read[dataset],
             )
             plan(prepared.run)
             candidates[variant.name] = prepared

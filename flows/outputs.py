@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from cascade.storage.names import safe_path
 from cascade.storage.paths import require_writable
 from cascade.tasks.aggregate import table_rows
 from cascade.tasks.stage import Run
-from cascade.tasks.tables import images_table, points_table, results_table
+from cascade.tasks.tables import images_table, points_table, results_table, vanished_images
 from cascade.tasks.train_april_gan import adapter_training
 from cascade.tasks.uncertainty import LEVEL, RESAMPLES
 
@@ -55,12 +56,18 @@ def write_run(
 
     Returns the results.
 
-    Every file is written beside its name and moved there, so a folder with ``run.json`` is complete.
+    Images that were left out are listed in ``skipped.csv``. Every file is written beside its name and moved there, so a
+    folder with ``run.json`` is complete.
     """
     run, leak = prepared.run, prepared.leak is not None
-    table = results_table(run, leak=leak, intervals=intervals)
+    left_out = prepared.images.left_out
+    skipped = Counter(each.category for each in left_out)
+    table = results_table(run, leak=leak, intervals=intervals, skipped=skipped)
     with replacing(out / "results.csv") as path:
         table.to_csv(path, index=False)
+    if left_out:
+        with replacing(out / "skipped.csv") as path:
+            pd.DataFrame([asdict(each) for each in left_out]).to_csv(path, index=False)
     tables = {"results": table, "images": images_table(run, leak=leak), "points": points_table(run, leak=leak)}
     for name, each in tables.items():
         with replacing(out / f"{name}.parquet") as path:
@@ -135,6 +142,8 @@ def _description(prepared: Prepared, results: Sequence[StageResult], engine: str
         "adapter": training,
         "leak": prepared.leak,
         "warnings": list(prepared.warnings),
+        "skipped": len(prepared.images.left_out),
+        "vanished": [record.path for record in vanished_images(run)],
         "stages": [asdict(result) for result in results],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "machine": platform.machine(),

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
-from cascade.storage.artefacts import Store
-from cascade.storage.datasets import ImageRecord, Manifest, load_manifest
+from cascade.flows.reading import Images, lines_of, read_images
+from cascade.storage.datasets import Manifest
 from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, WeightsError, nearest
-from cascade.storage.keys import StageKey
 from cascade.storage.weights import REGISTRY, LocatedWeights, locate
 from cascade.tasks.aggregate import definable
 from cascade.tasks.stage import Run
 from cascade.tasks.train_april_gan import adapter_training
 
-_CHECK_VERSION = 1
 _SHIPPED_SAM = {"mini": "mini_sam"}
 _SHIPPED_CLIP = {"mini": "mini_clip"}
 _SHIPPED_ADAPTERS = {"mini": "april_gan_mini"}
@@ -30,7 +27,12 @@ class Prepared:
 
     run: Run
     leak: str | None
-    warnings: tuple[str, ...]
+    images: Images
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line each; those of a kind beyond the first few are counted."""
+        return lines_of(self.images.report.warnings)
 
 
 def prepare(
@@ -39,49 +41,25 @@ def prepare(
     settings: Settings,
     *,
     allow_leak: bool = False,
-    manifest: Manifest | None = None,
+    skip_bad: bool = False,
+    images: Images | None = None,
 ) -> Prepared:
     """Find and verify images and checkpoints; nothing is written.
 
-    ``manifest`` is what :func:`read_manifest` returned for the same dataset, so that several runs read it once.
+    ``images`` is what :func:`cascade.flows.reading.read_images` returned for the same dataset, so that several runs
+    read it once; without it, they are read, and with ``skip_bad`` those that cannot be used are left out.
 
     Raises:
         ConfigError, DataError, WeightsError: see their messages.
         LeakError: the adapter was trained on the data it would be tested on, and ``allow_leak`` is false.
     """
-    manifest = manifest or read_manifest(experiment, store)
+    images = images or read_images(experiment, store, skip_bad=skip_bad)
+    manifest = images.manifest
     run = Run(experiment, manifest, store.resolve(), locate_weights(experiment, settings))
     leak = find_leak(experiment, manifest, run.weights["adapter"])
     if leak and not allow_leak:
         raise LeakError(f"{leak}; test on other data, use another adapter, or pass --allow-leak to have it marked")
-    return Prepared(run, leak, tuple(_warnings(manifest)))
-
-
-def read_manifest(experiment: Experiment, store: Path) -> Manifest:
-    """The images that the configuration selects; those that the store has not seen are decoded once to check them.
-
-    Raises:
-        ConfigError: there is no dataset of that name, or no such category.
-        DataError: something in it would make the run wrong, or nothing is selected.
-    """
-    dataset = experiment.dataset
-    if dataset.path is None:
-        raise ConfigError("no dataset; give --dataset PATH, or set dataset.path")
-    if not dataset.path.exists():
-        raise ConfigError(f"no dataset at {dataset.path}; {_sibling_hint(dataset.path)}")
-    checked = Store(store).artefact(StageKey("check", _CHECK_VERSION, {}))
-    known = set(checked.done())
-
-    def unseen(record: ImageRecord) -> bool:
-        wanted = dataset.categories is None or record.category in dataset.categories
-        chosen = record.split == dataset.split and wanted and record.category not in dataset.exclude
-        return chosen and _pair(record) not in known
-
-    whole = load_manifest(dataset.path, dataset.layout, name=dataset.name, decode=unseen)
-    manifest = whole.select(dataset.categories, dataset.exclude, dataset.split)
-    if not len(manifest):
-        raise DataError(f"{dataset.path}: no image in split '{dataset.split}' of the chosen categories")
-    return manifest
+    return Prepared(run, leak, images)
 
 
 def require_metrics(manifest: Manifest, purpose: str) -> None:
@@ -95,27 +73,6 @@ def require_metrics(manifest: Manifest, purpose: str) -> None:
             f"{known[0]} are labelled good and {known[1]} defective ({masks} with a mask); it takes both kinds in one "
             f"category, or a mask for every defective image"
         )
-
-
-def remember_checked(manifest: Manifest, store: Path) -> None:
-    """Note in the store that these images and masks were decoded and found sound, so that no later run does it."""
-    artefact = Store(store).artefact(StageKey("check", _CHECK_VERSION, {}))
-    artefact.done()
-    fresh = artefact.missing(_pair(record) for record in manifest)
-    if fresh:
-        with artefact.writing(fresh, {}):
-            for pair in sorted(fresh):
-                artefact.write(pair, {}, {})
-
-
-def _sibling_hint(path: Path) -> str:
-    beside = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1)
-    return f"did you mean '{path.parent / close[0]}'?" if close else "give the path of a folder or table"
-
-
-def _pair(record: ImageRecord) -> str:
-    return f"{record.image_id}/{record.mask_id}/{record.label}"
 
 
 def locate_weights(experiment: Experiment, settings: Settings) -> dict[str, LocatedWeights]:
@@ -179,7 +136,7 @@ def find_leak(experiment: Experiment, manifest: Manifest, adapter: LocatedWeight
     """
     training = adapter_training(adapter)
     while training:
-        shared = set(training.get("image_ids", [])) & {record.image_id for record in manifest}
+        shared = set(training.get("image_ids", [])) & {record.digest for record in manifest}
         if shared:
             return f"{adapter.path.name} was trained on {len(shared)} of the {len(manifest)} images of {manifest.name}"
         if training.get("dataset") == manifest.name:
@@ -204,18 +161,3 @@ def _locate_adapter(experiment: Experiment, settings: Settings) -> LocatedWeight
 
 
 _ROLES = {"sam": _locate_sam, "clip": locate_clip, "adapter": _locate_adapter}
-
-
-def _warnings(manifest: Manifest) -> list[str]:
-    lines = []
-    for category in manifest.categories:
-        labels = {record.label for record in manifest if record.category == category}
-        if labels == {None}:
-            lines.append(f"{category}: no labels; scores and maps are written, metrics stay empty")
-        elif 1 not in labels:
-            lines.append(f"{category}: no defective image; its metrics stay empty")
-        elif any(r.label == 1 and r.mask_path is None for r in manifest if r.category == category):
-            lines.append(f"{category}: a defective image has no mask; its pixel metrics stay empty")
-        elif 0 not in labels:
-            lines.append(f"{category}: no good image; its image metrics stay empty")
-    return lines

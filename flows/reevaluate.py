@@ -22,7 +22,8 @@ from cascade.flows.finished import FinishedRun, read_finished
 from cascade.flows.history import remember_run
 from cascade.flows.limits import complete_limits
 from cascade.flows.outputs import default_folder, write_run
-from cascade.flows.prepare import prepare, remember_checked, require_metrics
+from cascade.flows.prepare import prepare, require_metrics
+from cascade.flows.reading import remember_checked
 from cascade.storage.errors import DataError, StageError
 from cascade.tasks import score
 from cascade.tasks.comparison import match_images
@@ -117,7 +118,7 @@ def reevaluate(
             if baseline is not None:
                 require_comparable(baseline, str(experiment.score.frame))
             planned = plan(prepared.run)
-            remember_checked(prepared.run.manifest, prepared.run.store)
+            remember_checked(prepared.images, prepared.run.store)
             last = last_run(settings.runs, experiment.name, prepared.run.manifest.name)
             if last is not None and is_the_same(last, prepared.run, planned):
                 return _judged(last, (), baseline, gate, new=False)

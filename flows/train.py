@@ -10,7 +10,8 @@ from cascade.configs.schema import Experiment, TrainConfig
 from cascade.configs.settings import Settings
 from cascade.flows.evaluate import Reporter, run_stage
 from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import locate_clip, read_manifest, remember_checked
+from cascade.flows.prepare import locate_clip
+from cascade.flows.reading import read_images, remember_checked
 from cascade.storage.errors import ConfigError, CorruptItem
 from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
@@ -39,14 +40,14 @@ def train_april_gan(
     require_writable(out.parent)
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another name, or move it away")
-    manifest = read_manifest(experiment, store)
+    images = read_images(experiment, store)
     weights = {"clip": locate_clip(experiment, settings)}
     if config.start is not None:
         weights["adapter"] = locate(config.start, folder=settings.weights)
     alone = {"more_sides": (), "keep": "tokens"}  # layers are trained on tokens of one side
     localise = experiment.localise.model_copy(update=alone)
-    run = Run(experiment.model_copy(update={"localise": localise}), manifest, store.resolve(), weights)
-    remember_checked(manifest, store)
+    run = Run(experiment.model_copy(update={"localise": localise}), images.manifest, store.resolve(), weights)
+    remember_checked(images, store)
     while True:
         run_stage(run, TOKENS, execute_locally, reporter)
         tokens = run.artefact(TOKENS.key(run))

@@ -43,7 +43,12 @@ def _fault(part: str) -> str | None:
     return None
 
 
+def printable(text: str) -> str:
+    """``text`` for a message: control characters, which could steer a terminal, become escapes such as ``\\x1b``."""
+    return "".join(ascii(each)[1:-1] if unicodedata.category(each) in _UNPRINTABLE else each for each in text)
+
+
 def _shown(name: str) -> str:
     """A name for a message: one short line, whatever it holds."""
-    shown = ascii(name) if any(unicodedata.category(each) in _UNPRINTABLE for each in name) else f"'{name}'"
+    shown = f"'{printable(name)}'"
     return shown if len(shown) <= 80 else f"{shown[:60]}…{shown[-10:]}"

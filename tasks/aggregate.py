@@ -10,6 +10,7 @@ import numpy as np
 
 from cascade.metrics import ImageMetrics, PixelMetrics, image_metrics, summary
 from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.datasets import MEAN as MEAN
 from cascade.storage.datasets import ImageRecord
 from cascade.storage.errors import StageError
 from cascade.storage.keys import StageKey, digest_of
@@ -30,7 +31,6 @@ CHECKS = (
 """What a reader needs to trust a row, beside the metrics: the share of good images that got a prompt, image AUROC by
 each image score there is, and how often each of SAM's three masks was chosen, as a share of the choices."""
 COUNTS = ("n_images", "n_anomalous", "n_no_prompt", "n_no_prompt_anomalous")
-MEAN = "mean"
 
 
 def key(run: Run) -> StageKey:

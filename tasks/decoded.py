@@ -56,5 +56,5 @@ def squares_for_clip(run: Run, record: ImageRecord) -> list[NDArray[np.uint8]]:
     kept = [own for own in found if own is not None]
     if len(kept) == len(sides):
         return kept
-    photograph = read_image(run.image_path(record))
+    photograph = read_image(run.image_path(record), record.white)
     return [squared(photograph, side) for side in sides]

@@ -48,7 +48,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     for_clip = _clip_will_look_at(run, items)
 
     def read(item: StageItem) -> torch.Tensor:
-        photograph = read_image(run.image_path(item.record))
+        photograph = read_image(run.image_path(item.record), item.record.white)
         if item.record.image_id in for_clip:
             squares = keep_for_clip(run, item.record, photograph)
             if config.image == "square":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from cascade.configs.schema import Frame
+from cascade.storage.datasets import MEAN, ImageRecord
 from cascade.tasks import prompt, refine, score
 from cascade.tasks.aggregate import CHECKS, COUNTS, METRICS, table_rows
 from cascade.tasks.stage import Run, worded_id
@@ -26,11 +29,21 @@ RESULT_COLUMNS = (
 _POINT_COLUMNS = ("dataset", "category", "path", "image_id", "set", "x", "y", "label", "value")
 
 
-def results_table(run: Run, *, leak: bool = False, intervals: pd.DataFrame | None = None) -> pd.DataFrame:
+def vanished_images(run: Run) -> list[ImageRecord]:
+    """The defective images of a finished run whose defects leave no pixel in the evaluation frame."""
+    scores = run.artefact(score.key(run))
+    return [record for record in run.manifest if _vanished(record, scores.record(score.item_id(run, record)))]
+
+
+def results_table(
+    run: Run, *, leak: bool = False, intervals: pd.DataFrame | None = None, skipped: Counter[str] | None = None
+) -> pd.DataFrame:
     """One row for each category and step, and one mean for each step; undefined metrics are missing.
 
     With the ``intervals`` of ``cascade.tasks.uncertainty`` each metric gets columns ``<metric>_low`` and
-    ``<metric>_high``. A column ``leak`` is added only if the adapter was trained on what it was tested on.
+    ``<metric>_high``. Some are added only where there is something to say: ``leak`` if the adapter was trained on what
+    it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame, and ``n_skipped`` if images were
+    left out, which ``skipped`` counts by category.
     """
     constant = {
         "dataset": run.manifest.name,
@@ -45,6 +58,10 @@ def results_table(run: Run, *, leak: bool = False, intervals: pd.DataFrame | Non
             wide = intervals.pivot(index=["category", "step"], columns="metric", values=bound)
             table = table.join(wide.add_suffix(f"_{bound}"), on=["category", "step"])
         table = table[[*RESULT_COLUMNS, *(f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high"))]]
+    lost = Counter(record.category for record in vanished_images(run))
+    for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter())):
+        if counts:
+            table[name] = [counts.total() if own == MEAN else counts[own] for own in table["category"]]
     return _marked(table, leak)
 
 
@@ -53,7 +70,8 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
 
     ``mask_area`` is the segmented share of the evaluation frame: S_a for the CLIP row, the chosen mask for a step.
     ``mask_iou`` compares it with the ground truth of a defective image, ``mask`` says which of three masks was chosen.
-    ``image_score`` is one of ``clip_score``, ``max_score`` and ``top_score``. ``item`` names the image in the store.
+    ``image_score`` is one of ``clip_score``, ``max_score`` and ``top_score``. ``vanished``
+    says that the defects leave no pixel in that frame. ``item`` names the image in the store.
     """
     prompts, refined, scores = (run.artefact(stage.key(run)) for stage in (prompt, refine, score))
     rows: list[dict[str, Any]] = []
@@ -74,6 +92,7 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
             "no_prompt": cascade["no_prompt"],
             "box_fallback": cascade.get("box_fallback", False),
             "empty_ring": cascade.get("empty_ring", False),
+            "vanished": _vanished(record, scored),
             "item": item,
         }
         for index, step in enumerate(score.STEPS):
@@ -123,6 +142,10 @@ def points_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
 def _frame(side: Frame) -> str:
     """``518x518`` or ``native``: words alone, so that a CSV file is read as the parquet file is."""
     return side if isinstance(side, str) else f"{side}x{side}"
+
+
+def _vanished(record: ImageRecord, scored: Mapping[str, Any]) -> bool:
+    return record.label == 1 and scored["truth"] and not scored["regions"]
 
 
 def _marked(table: pd.DataFrame, leak: bool) -> pd.DataFrame:

@@ -149,7 +149,7 @@ def _mosaic(run: Run, category: str, rng: np.random.Generator) -> tuple[NDArray[
         kind = kinds[rng.integers(len(kinds))]
         files = [record for record in own if record.defect == kind]
         record = files[rng.integers(len(files))]
-        image, mask = read_image(run.image_path(record)), _mask(run, record)
+        image, mask = read_image(run.image_path(record), record.white), _mask(run, record)
         if images and image.shape != images[0].shape:
             height, width = images[0].shape[:2]
             image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -194,7 +194,7 @@ def _training(run: Run, config: TrainConfig, epochs: Sequence[Epoch]) -> dict[st
         "method": "april_gan",
         "dataset": run.manifest.name,
         "categories": list(run.manifest.categories),
-        "image_ids": sorted({record.image_id for record in run.manifest}),
+        "image_ids": sorted({record.digest for record in run.manifest}),
         "backbone": run.experiment.localise.backbone,
         "layers": list(run.experiment.localise.layers),
         "image_side": run.experiment.localise.image_side,

@@ -13,7 +13,8 @@ from cascade.configs.loader import load_experiment
 from cascade.configs.schema import TrainConfig
 from cascade.configs.settings import Settings
 from cascade.flows.generate import generate_dataset
-from cascade.flows.prepare import find_leak, read_manifest
+from cascade.flows.prepare import find_leak
+from cascade.flows.reading import read_images
 from cascade.flows.train import train_april_gan
 from cascade.storage.artefacts import Store
 from cascade.storage.datasets import read_image
@@ -88,7 +89,7 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=5, learning_rate=0.01))
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
     one_side = experiment.model_copy(update={"localise": experiment.localise.model_copy(update={"more_sides": ()})})
-    run = Run(one_side, read_manifest(experiment, tmp_path), tmp_path / "store", {"clip": located})
+    run = Run(one_side, read_images(experiment, tmp_path).manifest, tmp_path / "store", {"clip": located})
     tokens = Store(tmp_path / "store").artefact(TOKENS.key(run))
     texts = text_features(run, {"nut", "wood"})
     torch.manual_seed(111)
@@ -123,7 +124,7 @@ def test_training_goes_on_from_another_adapter_and_remembers_it(experiment, tmp_
         "mini", [f"dataset.path={tmp_path / 'other'}", f"localise.weights={experiment.localise.weights}"]
     )
     third, _, _ = _train(elsewhere, tmp_path, TrainConfig(epochs=1, batch_size=4, start=str(second)), name="third")
-    manifest = read_manifest(experiment, tmp_path)
+    manifest = read_images(experiment, tmp_path).manifest
     assert "was trained on 12 of the 12 images" in find_leak(
         experiment, manifest, LocatedWeights(third, file_sha256(third), "path")
     )
@@ -138,7 +139,7 @@ def test_mosaics_are_made_of_one_category(experiment, tmp_path):
     """A 2 x 2 canvas of the category's own images, masks alike."""
     from cascade.tasks.stage import Run
 
-    run = Run(experiment, read_manifest(experiment, tmp_path), tmp_path, {})
+    run = Run(experiment, read_images(experiment, tmp_path).manifest, tmp_path, {})
     image, mask = training._mosaic(run, "nut", np.random.default_rng(1))
     assert image.shape == (192, 192, 3)
     assert mask.shape == (192, 192)
@@ -163,7 +164,7 @@ def test_an_adapter_knows_what_it_was_trained_on(experiment, tmp_path):
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1))
     with safe_open(out, framework="numpy") as file:
         said = json.loads(file.metadata()["training"])
-    manifest = read_manifest(experiment, tmp_path)
+    manifest = read_images(experiment, tmp_path).manifest
     assert said["image_ids"] == sorted({record.image_id for record in manifest})
     assert (said["dataset"], said["categories"]) == ("aux", ["nut", "wood"])
     located = LocatedWeights(out, file_sha256(out), "path")
@@ -178,9 +179,9 @@ def test_a_foreign_adapter_is_judged_by_what_the_configuration_says(dataset, tmp
     torch.save({"trainable_linearlayer": {"fc.0.weight": torch.zeros(1, 1), "fc.0.bias": torch.zeros(1)}}, path)
     located = LocatedWeights(path, file_sha256(path), "path")
     silent = load_experiment("mini", [f"dataset.path={dataset}"])
-    assert find_leak(silent, read_manifest(silent, tmp_path), located) is None
+    assert find_leak(silent, read_images(silent, tmp_path).manifest, located) is None
     told = load_experiment("mini", [f"dataset.path={dataset}", "localise.adapter_trained_on=[AUX]"])
-    assert "aux" in find_leak(told, read_manifest(told, tmp_path), located)
+    assert "aux" in find_leak(told, read_images(told, tmp_path).manifest, located)
 
 
 def test_authors_checkpoint_layout_is_loaded(tmp_path):

@@ -112,8 +112,9 @@ def carry_out(
     from cascade.flows.ablation_outputs import finished_table, write_failures, write_plots, write_tables
     from cascade.flows.evaluate import Executor
     from cascade.flows.local_engine import execute_locally
-    from cascade.flows.prepare import Prepared, remember_checked
+    from cascade.flows.prepare import Prepared
     from cascade.flows.progress import RichReporter
+    from cascade.flows.reading import remember_checked
 
     ready = [each for each in candidates.values() if isinstance(each, Prepared)]
     for line in dict.fromkeys(line for each in ready for line in each.warnings):
@@ -121,7 +122,7 @@ def carry_out(
     write_ablation(folder, ablation)
     announce_store(ablation.store, console)
     for each in {id(each.run.manifest): each for each in ready}.values():
-        remember_checked(each.run.manifest, each.run.store)
+        remember_checked(each.images, each.run.store)
 
     def announce(variant: VariantState) -> None:
         console.print(f"[bold]{plain(variant.name)}[/bold]", soft_wrap=True, highlight=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cascade.configs.schema import Experiment
+    from cascade.storage.datasets import Problem, Report
 
 _LOG_WIDTH = 120
 PAPER_MODELS = ("vit_h", "ViT-L-14-336")
@@ -55,6 +56,42 @@ def show_prompts(results: pd.DataFrame, console: Console) -> None:
             "" if masks[0] != masks[0] else "/".join(f"{100 * share:.0f}" for share in masks) + " %",
         )
     console.print(table)
+
+
+def show_images(console: Console, report: Report, words: Mapping[str, str]) -> None:
+    """What a dataset was read as: its layout, and by category the words for CLIP and the images of each split."""
+    from rich.table import Table
+
+    manifest = report.manifest
+    console.print(
+        f"layout {report.layout}: {counted(len(manifest), 'image')}, {counted(len(manifest.categories), 'category')}",
+        highlight=False,
+    )
+    if not len(manifest):
+        return
+    table = Table("category", "words for CLIP", "split", "good", "defective", "not labelled", box=None)
+    for (category, split), records in manifest.parts().items():
+        labels = [record.label for record in records]
+        numbers = [str(labels.count(label)) for label in (0, 1, None)]
+        table.add_row(plain(category), plain(words.get(category, category)), split, *numbers)
+    console.print(table)
+
+
+def show_problems(console: Console, problems: Sequence[Problem], *, everything: bool = False) -> None:
+    """One line for each; those beyond the first few of a kind are counted, unless ``everything`` is wanted."""
+    from cascade.storage.datasets import SHOWN, summarised
+
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    for problem, more in summarised(problems, len(problems) if everything else SHOWN):
+        colour, text = colours[problem.severity], f"{problem.kind}: {problem.path}: {problem.message}"
+        rest = f" (and {more} more)" if more else ""
+        console.print(f"[{colour}]{problem.severity}[/{colour}] {plain(text)}{rest}", soft_wrap=True, highlight=False)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``, ``2 categories``."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
@@ -102,7 +139,9 @@ def announce_store(store: Path, console: Console) -> None:
 
 
 def plain(text: str) -> str:
-    """File names may hold square brackets, which are markup to rich."""
+    """File names may hold square brackets, which are markup to rich, and characters that steer a terminal."""
     from rich.markup import escape
 
-    return escape(text)
+    from cascade.storage.names import printable
+
+    return escape(printable(text))

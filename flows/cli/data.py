@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cascade.flows.cli.console import make_console, plain, spinner
+from cascade.flows.cli.console import counted, make_console, show_images, show_problems, spinner
+from cascade.flows.cli.options import SetOption, load_with_options
 
 
 def generate(
@@ -33,26 +34,26 @@ def generate(
 
 def check(
     dataset: Annotated[Path, typer.Argument(help="Folder of images, dataset root or table.")],
-    layout: Annotated[str, typer.Option(help="mvtec, visa, folder, manifest, or auto.")] = "auto",
+    layout: Annotated[str, typer.Option(help="mvtec, visa, beside, folder, manifest, or auto.")] = "auto",
+    experiment: Annotated[
+        str, typer.Option("--experiment", help="Preset or YAML file of the run that is meant: its frame and its words.")
+    ] = "mini",
+    settings: SetOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Name every file; by default the first few of a kind.")] = (
+        False
+    ),
 ) -> None:
     """Look for everything that would make a run wrong, before any model is loaded; exit code 2 if there is."""
-    from cascade.storage.datasets import inspect_dataset
+    from cascade.flows.reading import inspect_all
 
+    loaded = load_with_options(experiment, dataset, [f"dataset.layout={layout}", *(settings or [])])
     with spinner("reading images and masks"):
-        report = inspect_dataset(dataset, layout, decode=True)
+        report = inspect_all(loaded)
     console = make_console()
-    for problem in report.problems:
-        colour = "red" if problem.severity == "error" else "yellow"
-        console.print(
-            f"[{colour}]{problem.severity}[/{colour}] " + plain(f"{problem.kind}: {problem.path}: {problem.message}"),
-            soft_wrap=True,
-            highlight=False,
-        )
-    manifest = report.manifest
-    console.print(
-        f"{len(manifest)} images in {len(manifest.categories)} categories; "
-        f"{len(report.errors)} errors, {len(report.warnings)} warnings"
-    )
+    show_images(console, report, loaded.dataset.words)
+    show_problems(console, report.problems, everything=everything)
+    errors, warnings = len(report.errors), len(report.warnings)
+    console.print(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
     if not report.ok:
         raise typer.Exit(2)
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascade.flows.cli.console import announce_store, make_console, plain, show_prompts, show_results, spinner
+from cascade.flows.cli.console import (
+    announce_store,
+    counted,
+    make_console,
+    plain,
+    show_problems,
+    show_prompts,
+    show_results,
+    spinner,
+)
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
@@ -41,10 +50,13 @@ def run(
     intervals: Annotated[
         bool, typer.Option("--ci", help="Add 95 % bootstrap intervals over images to the table.")
     ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be used, list them, and end with code 1.")
+    ] = False,
 ) -> None:
     """Evaluate an experiment on a dataset; what the store has is not computed again."""
     loaded = load_with_options(experiment, dataset, settings, engine=engine, runner=runner, devices=devices)
-    run_and_show(loaded, out, store, engine, allow_leak, intervals)
+    run_and_show(loaded, out, store, engine, allow_leak, intervals, skip_bad)
 
 
 def demo(
@@ -73,6 +85,7 @@ def run_and_show(
     engine: Engine,
     allow_leak: bool,
     intervals: bool = False,
+    skip_bad: bool = False,
 ) -> None:
     """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
     from cascade.configs.settings import Settings
@@ -80,23 +93,27 @@ def run_and_show(
     from cascade.flows.history import remember_run
     from cascade.flows.outputs import default_folder, require_unused, write_run
     from cascade.flows.prefect_server import start_ahead
-    from cascade.flows.prepare import prepare, remember_checked, require_metrics
+    from cascade.flows.prepare import prepare, require_metrics
     from cascade.flows.progress import RichReporter
+    from cascade.flows.reading import remember_checked
+    from cascade.storage.datasets import SHOWN
     from cascade.storage.errors import PipelineError
+    from cascade.tasks.tables import vanished_images
 
     machine, console = Settings(), make_console()
     folder = out or default_folder(machine.runs, experiment.name)
     require_unused(folder)
     if engine == "prefect" and experiment.runtime.cluster is None:
         start_ahead()
-    prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak)
+    prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak, skip_bad=skip_bad)
     if intervals:
         require_metrics(prepared.run.manifest, "--ci")
     plan(prepared.run)  # refuses what could not run before anything is written
     announce_store(prepared.run.store, console)
-    remember_checked(prepared.run.manifest, prepared.run.store)
-    for line in prepared.warnings:
-        console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
+    remember_checked(prepared.images, prepared.run.store)
+    told = ", ".join(f"'{words}'" for words in dict.fromkeys(prepared.images.words.values()))
+    console.print(f"CLIP is told: {plain(told)}", soft_wrap=True, highlight=False)
+    show_problems(console, prepared.images.report.warnings)
     with RichReporter(console) as reporter:
         results = evaluator(engine)(prepared.run, reporter)
     bounds = None
@@ -112,6 +129,21 @@ def run_and_show(
         console.print(f"[yellow]warning[/yellow] not in the history: {plain(str(error))}", soft_wrap=True)
     show_results(table, console)
     show_prompts(table, console)
+    lost = vanished_images(prepared.run)
+    if lost:
+        names = ", ".join(record.path for record in lost[:SHOWN]) + ("" if len(lost) <= SHOWN else ", …")
+        console.print(
+            f"[yellow]warning[/yellow] in the frame of {experiment.score.frame} pixels (score.frame) nothing is left "
+            f"of the defects of {counted(len(lost), 'image')}, whose pixels count as good: {plain(names)}",
+            soft_wrap=True,
+            highlight=False,
+        )
     if prepared.leak:
         console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)
     console.print(f"tables in {folder}", soft_wrap=True)
+    if prepared.images.left_out:
+        left_out = counted(len(prepared.images.left_out), "image")
+        console.print(
+            f"[red]{left_out} left out[/red], listed with reasons in {folder / 'skipped.csv'}", soft_wrap=True
+        )
+        raise typer.Exit(1)

@@ -1,13 +1,21 @@
 """Readers that turn dataset layouts into one validated manifest.
 
+files       the files of a dataset, listed once
 listing     what every reader produces
-mvtec, visa, folder, table    one reader per layout
+mvtec, visa, beside, folder, table    one reader per layout
 layouts     detection, and the reader for each name
-checks      what can be wrong with files, listings and records
-inspection  the report, and the manifest when it has no errors
+spelling    the files that a table means
+skipped     what lies there and is not read
+problems    one thing to know about a dataset, and how many are shown
+checks      what can be wrong with a listing, and between records
+entries     what can be wrong with one image and its mask
+masks       which mask belongs to which image, and what it may look like
 images      strict decoding
+deep        pictures with more than 8 bits, and whites, their common white
+inspection  the report, and the manifest when it has no errors
 """
 
+from cascade.storage.datasets.entries import Pixels
 from cascade.storage.datasets.images import (
     MAX_PIXELS,
     ImageError,
@@ -16,19 +24,26 @@ from cascade.storage.datasets.images import (
     read_image,
     read_mask,
 )
-from cascade.storage.datasets.inspection import Report, inspect_dataset, load_manifest
-from cascade.storage.datasets.layouts import READERS, detect_layout
-from cascade.storage.datasets.listing import Problem
-from cascade.storage.datasets.manifest import ImageRecord, Manifest, Split
+from cascade.storage.datasets.inspection import Report, Rules, inspect_dataset, load_manifest
+from cascade.storage.datasets.layouts import LAYOUTS, detect_layout
+from cascade.storage.datasets.manifest import MEAN, ImageRecord, Manifest, Split
+from cascade.storage.datasets.masks import Marked, vanished
+from cascade.storage.datasets.problems import SHOWN, LeftOut, Problem, summarised
 
 __all__ = [
+    "LAYOUTS",
     "MAX_PIXELS",
-    "READERS",
+    "MEAN",
+    "SHOWN",
     "ImageError",
     "ImageRecord",
+    "LeftOut",
     "Manifest",
+    "Marked",
+    "Pixels",
     "Problem",
     "Report",
+    "Rules",
     "Split",
     "detect_layout",
     "image_size",
@@ -37,4 +52,6 @@ __all__ = [
     "mask_in_frame",
     "read_image",
     "read_mask",
+    "summarised",
+    "vanished",
 ]

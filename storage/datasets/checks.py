@@ -1,67 +1,52 @@
-"""The checks themselves: of one entry's files, of the listing as a whole, and between records.
+"""What can be wrong with a listing as a whole, and between records.
 
 :mod:`cascade.storage.datasets.inspection` lists every kind of problem.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from cascade.storage.datasets.images import ImageError, image_size, read_image, read_mask_codes
-from cascade.storage.datasets.listing import Entry, Listing, Problem
-from cascade.storage.datasets.manifest import ImageRecord
-
-_T = TypeVar("_T")
-
-
-def check_entry(
-    listing: Listing, entry: Entry, *, decode: Callable[[ImageRecord], bool]
-) -> tuple[ImageRecord | None, tuple[Problem, ...]]:
-    """Look at the image and mask of one entry, and at every pixel if ``decode`` says so of its record.
-
-    Returns:
-        The record, or None when there is an error, and the problems found.
-    """
-    try:
-        image = _check_file(listing, entry.path, "image")
-        mask = None
-        if entry.mask_path is not None:
-            mask = _check_file(listing, entry.mask_path, "mask")
-            _check_mask_size(entry, image, mask)
-        elif entry.label == 1 and entry.mask_required:
-            raise _Found("missing-mask", entry.path, "defective, but no mask was found; add it or the label is wrong")
-        height, width = image.size
-        record = ImageRecord(
-            image_id=image.digest,
-            path=entry.path,
-            category=entry.category,
-            split=entry.split,
-            defect=entry.defect,
-            label=entry.label,
-            mask_path=entry.mask_path,
-            mask_id=None if mask is None else mask.digest,
-            width=width,
-            height=height,
-        )
-        if decode(record):
-            _check_pixels(listing, entry)
-    except _Found as found:
-        return None, (found.problem,)
-    return record, ()
+from cascade.storage.datasets.listing import Entry
+from cascade.storage.datasets.manifest import MEAN, ImageRecord
+from cascade.storage.datasets.masks import image_stem, stem_of
+from cascade.storage.datasets.problems import Problem
+from cascade.storage.errors import DataError
+from cascade.storage.names import safe_path
 
 
 def check_listing(entries: Sequence[Entry]) -> list[Problem]:
     """Problems that show without opening a file."""
     if not entries:
         return [Problem("error", "empty", ".", "no images; check the root and the layout")]
-    return [*_check_paths(entries), *_check_categories(entries)]
+    return [*_check_names(entries), *_check_paths(entries), *_check_stems(entries)]
+
+
+def check_categories(records: Iterable[ImageRecord]) -> list[Problem]:
+    """Which metrics the images of each category leave without a value."""
+    by_category: defaultdict[str, list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        by_category[record.category].append(record)
+    problems = []
+    for category, members in by_category.items():
+        labels = {record.label for record in members}
+        if labels == {None}:
+            message = "no labels; scores and maps are written, metrics stay empty"
+            problems.append(Problem("warning", "unlabelled", category, message))
+            continue
+        if 1 not in labels:
+            message = "no defective image; its metrics stay empty"
+            problems.append(Problem("warning", "no-defective", category, message))
+        elif 0 not in labels:
+            message = "no good image; its image metrics stay empty"
+            problems.append(Problem("warning", "no-normal", category, message))
+        defective = [record for record in members if record.label == 1]
+        bare = sum(record.mask_path is None for record in defective)
+        if bare:
+            message = f"{bare} of {len(defective)} defective images have no mask; its pixel metrics stay empty"
+            problems.append(Problem("warning", "no-mask", category, message))
+    return problems
 
 
 def check_duplicates(records: Iterable[ImageRecord]) -> list[Problem]:
@@ -84,56 +69,27 @@ def check_duplicates(records: Iterable[ImageRecord]) -> list[Problem]:
     return problems
 
 
-@dataclass(frozen=True)
-class _File:
-    digest: str
-    size: tuple[int, int]
+def _check_names(entries: Iterable[Entry]) -> list[Problem]:
+    """Categories and defects become folders of an export, and a category stands beside the means in every table."""
+    problems = []
+    categories = {entry.category: entry for entry in reversed(list(entries))}
+    defects = {entry.defect: entry for entry in reversed(list(entries)) if entry.defect}
+    for what, names in (("category", categories), ("defect", defects)):
+        for name, entry in names.items():
+            fault = _fault(name, what)
+            if fault is None and what == "category" and name == MEAN:
+                fault = f"category '{MEAN}' would be taken for the mean of all; choose another name"
+            if fault is not None:
+                problems.append(Problem("error", "name", entry.path, fault))
+    return problems
 
 
-class _Found(Exception):
-    """Ends the look at an entry: its other checks would only repeat this error."""
-
-    def __init__(self, kind: str, path: str, message: str) -> None:
-        super().__init__(message)
-        self.problem = Problem("error", kind, path, message)
-
-
-def _check_file(listing: Listing, path: str, role: str) -> _File:
-    root = listing.root
-    if listing.leaves(path):
-        raise _Found("escape", path, f"this {role} is outside the dataset; use a relative path to a file inside")
-    size = _read(image_size, root, path, role)
-    with (root / path).open("rb") as file:
-        return _File(hashlib.file_digest(file, "sha256").hexdigest(), size)
-
-
-def _read(read: Callable[[Path], _T], root: Path, path: str, role: str) -> _T:
+def _fault(name: str, what: str) -> str | None:
     try:
-        return read(root / path)
-    except ImageError as error:
-        raise _Found(f"{error.kind}-{role}", path, error.reason) from error
-
-
-def _check_mask_size(entry: Entry, image: _File, mask: _File) -> None:
-    if mask.size != image.size:
-        sizes = [f"{width}x{height}" for height, width in (mask.size, image.size)]
-        message = f"{sizes[0]}, but its image {entry.path} is {sizes[1]} as stored (EXIF rotation is ignored)"
-        raise _Found("mask-size", str(entry.mask_path), f"{message}; redraw or resize it")
-
-
-def _check_pixels(listing: Listing, entry: Entry) -> None:
-    _read(read_image, listing.root, entry.path, "image")
-    if entry.mask_path is None:
-        return
-    path = entry.mask_path
-    values = np.unique(_read(read_mask_codes, listing.root, path, "mask"))
-    if values.size > 2 and not listing.masks_hold_ids:
-        message = f"{values.size} different values; threshold it so that it holds 0 and one other value"
-        raise _Found("mask-values", path, message)
-    if entry.label == 1 and not values.any():
-        raise _Found("empty-mask", path, f"marks nothing, but {entry.path} is defective; redraw it")
-    if entry.label == 0 and values.any():
-        raise _Found("marked-normal", path, f"marks a defect, but {entry.path} is normal; correct the label")
+        safe_path(name, what, nested=True)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _check_paths(entries: Iterable[Entry]) -> list[Problem]:
@@ -152,29 +108,26 @@ def _check_paths(entries: Iterable[Entry]) -> list[Problem]:
     return problems
 
 
-def _check_categories(entries: Iterable[Entry]) -> list[Problem]:
-    by_category: defaultdict[str, list[Entry]] = defaultdict(list)
+def _check_stems(entries: Iterable[Entry]) -> list[Problem]:
+    """Images of one folder of which one may be the mask or another form of the other."""
+    by_stem: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        by_category[entry.category].append(entry)
+        by_stem[stem_of(entry.path)].append(entry)
     problems = []
-    for category, members in by_category.items():
-        test = [entry for entry in members if entry.split == "test"]
-        labels = {entry.label for entry in test}
-        if labels == {None}:
-            message = "no test image has a label; there is nothing to evaluate against"
-            problems.append(Problem("warning", "unlabelled", category, message))
-            continue
-        if 1 not in labels:
-            message = "no defective test images; its pixel metrics will be empty"
-            problems.append(Problem("warning", "no-defective", category, message))
-        if 0 not in labels:
-            message = "no normal test images; its image metrics will be empty"
-            problems.append(Problem("warning", "no-normal", category, message))
-        defective = [entry for entry in test if entry.label == 1 and not entry.mask_required]
-        bare = sum(entry.mask_path is None for entry in defective)
-        if bare:
-            message = f"{bare} of {len(defective)} defective test images have no mask; pixel metrics need one"
-            problems.append(Problem("warning", "missing-mask", category, message))
+    for stem, members in by_stem.items():
+        first = members[0].path
+        owner = image_stem(first)
+        if owner != stem and owner in by_stem:
+            message = f"has the name of a mask of {by_stem[owner][0].path}, but is listed as an image; move it away"
+            problems.append(Problem("error", "mask-as-image", first, message, first))
+        if len(members) > 1 and all(entry.mask_path is None for entry in members):
+            message = f"has the name of {first}; if one is the mask or a copy of the other, move it away"
+            unsure = any(entry.label == 1 for entry in members)
+            problems += [
+                Problem("error" if unsure else "warning", "same-name", entry.path, message)
+                for entry in members[1:]
+                if entry.path.casefold() != first.casefold()
+            ]
     return problems
 
 

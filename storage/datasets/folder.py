@@ -1,6 +1,7 @@
 """A folder of images of one's own, with or without labels and masks.
 
-Masks lie in ``masks/`` or ``ground_truth/``. The images lie in ``images/`` next to it, or straight in the root:
+Masks lie in a folder called ``masks``, ``ground_truth`` or the like (``masks.MASK_FOLDERS``). The images lie in
+``images/`` next to it, or straight in the root:
 
     images/a.png   masks/a.png        or          good/a.png   scratch/b.png   masks/scratch/b_mask.png
 
@@ -20,90 +21,60 @@ all of it is ``test``.
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
-
-from cascade.storage.datasets.images import ImageError, read_mask
-from cascade.storage.datasets.listing import (
-    UNNAMED_DEFECT,
-    Entry,
-    Listing,
-    Problem,
-    find_mask,
-    index_masks,
-    leaves,
-    names_normal,
-    orphan_masks,
-    subfolders,
-    walk_images,
-)
-
-_MASK_FOLDERS = ("masks", "ground_truth")
+from cascade.storage.datasets.files import FileTree
+from cascade.storage.datasets.listing import Entry, Listing, any_normal, named_or_marked
+from cascade.storage.datasets.masks import MaskIndex, is_mask_folder
+from cascade.storage.datasets.problems import Problem
 
 
-def read_folder(root: Path) -> Listing:
-    """Every image at any depth below ``root`` (absolute), by the rules of this module."""
-    mask_folder = _subfolder(root, _MASK_FOLDERS)
-    base = root if mask_folder is None else _subfolder(root, ("images",)) or root
-    masks = {} if mask_folder is None else index_masks(mask_folder)
-    named = any(names_normal(child.name) for child in subfolders(base))
-    entries: list[Entry] = []
-    used: set[Path] = set()
-    problems = _unread_folders(root, base)
-    for image in walk_images(base):
-        inner = PurePosixPath(image.relative_to(base).as_posix())
-        if _in_mask_folder(inner):
-            continue
-        mask = find_mask(masks, inner)
-        if mask is not None:
-            used.add(mask)
-        mask_path = None if mask is None else mask.relative_to(root).as_posix()
-        kind = inner.parts[0] if len(inner.parts) > 1 else UNNAMED_DEFECT
-        label: int | None = None
-        if named and len(inner.parts) > 1:
-            label = 0 if names_normal(kind) else 1
-        elif mask_folder is not None:
-            label = 0 if mask_path is None else label_from_mask(root, mask_path)
-        entries.append(
-            Entry(
-                path=image.relative_to(root).as_posix(),
-                category=root.name,
-                split="test",
-                defect="" if label is None else kind if label else "good",
-                label=label,
-                mask_path=mask_path,
-                mask_required=mask_folder is not None,
-            )
-        )
-    return Listing(root, tuple(entries), (*problems, *orphan_masks(root, masks, used)))
+def mask_folders(tree: FileTree) -> list[str]:
+    """Folders straight in the root that hold masks; a folder is none if nothing but it holds images."""
+    found = [name for name in sorted(tree.top_folders) if is_mask_folder(name)]
+    return found if sum(len(tree.top_folders[name]) for name in found) < len(tree.images) else []
 
 
-def label_from_mask(root: Path, mask_path: str) -> int | None:
-    """1 when the mask marks any pixel, 0 when none, None when it cannot be read (which the checks report)."""
-    if leaves(root, mask_path):
-        return None
-    try:
-        return int(read_mask(root / mask_path).any())
-    except ImageError:
-        return None
+def read_folder(tree: FileTree) -> Listing:
+    """Every image of the tree, by the rules of this module."""
+    folders = mask_folders(tree)
+    problems: list[Problem] = []
+    if len(folders) > 1:
+        message = f"the masks are in {' and in '.join(folders)}; keep one of these folders"
+        problems.append(Problem("error", "two-mask-folders", ".", message))
+    base = next((f"{name}/" for name in tree.top_folders if name.casefold() == "images"), "") if folders else ""
+    masks = {path[len(folder) + 1 :]: path for folder in folders[:1] for path in tree.top_folders[folder]}
+    inners = {
+        path[len(base) :]: path
+        for path in tree.images
+        if path.startswith(base) and path.partition("/")[0] not in folders and not _in_mask_folder(path)
+    }
+    index, named = MaskIndex(masks), any_normal(inners)
+    entries = []
+    for inner, path in inners.items():
+        kind, slash, _ = inner.partition("/")
+        mask = index.take(inner, path)
+        label, defect = named_or_marked(tree.root, kind if slash else None, mask, named=named, masked=bool(folders))
+        entries.append(Entry(path, tree.name, "test", defect, label, mask, mask_required=bool(folders)))
+    # Where no mask means good, an image whose mask has another name would be good in silence.
+    problems += index.problems(orphan="warning" if named else "error")
+    return Listing(
+        tree.root,
+        "folder",
+        tuple(entries),
+        (*problems, *_nested_masks(tree, folders)),
+        frozenset([*masks.values(), *inners.values(), *(path for path in tree.images if _in_mask_folder(path))]),
+    )
 
 
-def _subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((child for child in subfolders(root) if child.name.casefold() in names), None)
+def _in_mask_folder(path: str) -> bool:
+    return any(is_mask_folder(part) for part in path.split("/")[:-1])
 
 
-def _in_mask_folder(inner: PurePosixPath) -> bool:
-    return any(part.casefold() in _MASK_FOLDERS for part in inner.parts[:-1])
-
-
-def _unread_folders(root: Path, base: Path) -> list[Problem]:
-    """Folders that hold images which :func:`read_folder` passes over."""
-    problems = []
-    for folder in sorted(path for path in base.rglob("*") if path.is_dir()):
-        relative = folder.relative_to(root).as_posix()
-        if folder.is_symlink() and leaves(root, relative):
-            message = "a link to a folder outside the dataset; copy the images here or use their own folder"
-            problems.append(Problem("error", "escape", relative, message))
-        elif folder.name.casefold() in _MASK_FOLDERS and folder.parent != root:
-            message = "masks are read from the top folder only; move them there or use this folder's parent"
-            problems.append(Problem("warning", "nested-masks", relative, message))
-    return problems
+def _nested_masks(tree: FileTree, folders: list[str]) -> list[Problem]:
+    """Mask folders that :func:`read_folder` does not read."""
+    found: set[str] = set()
+    for path in tree.images:
+        parts = path.split("/")[:-1]
+        if parts and parts[0] not in folders:
+            found.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts) if is_mask_folder(part))
+    message = "masks are read from the top folder only; move them there or use this folder's parent"
+    return [Problem("warning", "nested-masks", folder, message) for folder in sorted(found)]

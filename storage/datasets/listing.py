@@ -1,37 +1,20 @@
-"""What every layout reader produces, and the file listing they share."""
+"""What every layout reader produces, and the words of folders that they share."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from cascade.storage.datasets.images import IMAGE_SUFFIXES
+from cascade.storage.datasets.images import ImageError, read_mask
 from cascade.storage.datasets.manifest import Split
+from cascade.storage.datasets.problems import Problem
 
 UNNAMED_DEFECT = "bad"
 """Kind of a defective image whose layout names none; also what VisA's own preparation script calls it."""
 
 _NORMAL_FOLDERS = frozenset({"good", "ok", "normal"})
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a dataset.
-
-    Attributes:
-        severity: an ``error`` would make results wrong and stops a run; a ``warning`` would make them surprising.
-        kind: short name of the rule, see :mod:`cascade.storage.datasets.checks`.
-        path: of the file, relative to the dataset's root, or a category's name where the rule is about one.
-        message: what is wrong and what to do, without the path.
-    """
-
-    severity: Literal["error", "warning"]
-    kind: str
-    path: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -57,25 +40,38 @@ class Listing:
 
     Attributes:
         root: absolute folder that the paths are relative to.
+        layout: name of the reader.
         entries: one per image.
         problems: those that only the layout can tell.
+        understood: files that the reader knows to be images or masks, whether it uses them or not.
         masks_hold_ids: masks may hold several positive values, one per kind of defect.
+        follow_links: links may lead out of the root.
     """
 
     root: Path
+    layout: str
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...] = ()
+    understood: frozenset[str] = frozenset()
     masks_hold_ids: bool = False
+    follow_links: bool = False
     _inside: dict[str, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    def leaves(self, path: str) -> bool:
-        """Whether ``path`` is not something below ``root``; a file that is no link is where its folder is."""
+    def leaves(self, path: str) -> Literal["escape", "link"] | None:
+        """How ``path`` leaves the root: as it is written, or by a link that may not be followed; None if it does not.
+
+        A file that is no link is where its folder is.
+        """
+        if not is_plain(path):
+            return "escape"
+        if self.follow_links:
+            return None
         folder, _, name = path.rpartition("/")
-        if not folder or name in ("", "..") or "\0" in name or (self.root / path).is_symlink():
-            return leaves(self.root, path)
+        if not folder or not name or (self.root / path).is_symlink():
+            return None if _is_inside(self.root, path) else "link"
         if folder not in self._inside:
-            self._inside[folder] = not leaves(self.root, folder)
-        return not self._inside[folder]
+            self._inside[folder] = _is_inside(self.root, folder)
+        return None if self._inside[folder] else "link"
 
 
 def names_normal(folder: str) -> bool:
@@ -83,58 +79,51 @@ def names_normal(folder: str) -> bool:
     return folder.casefold() in _NORMAL_FOLDERS
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name is an image's; hidden files (``._x.png`` of macOS) are not."""
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Folders directly in ``folder``, sorted, without hidden ones; none when it is not a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Image files directly in ``folder``, sorted; none when it is not a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(child for child in folder.iterdir() if is_image(child.name) and not child.is_dir())
-
-
-def walk_images(folder: Path) -> Iterator[Path]:
-    """Image files at any depth below ``folder``, sorted by folder; links to folders are not followed."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if is_image(name))
-
-
-def index_masks(folder: Path) -> dict[str, Path]:
-    """Mask files below ``folder``, keyed by their POSIX path below it without the extension."""
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in walk_images(folder)}
-
-
-def find_mask(masks: Mapping[str, Path], image: PurePosixPath) -> Path | None:
-    """The mask of ``image``, a path in the frame of the index: its stem followed by ``_mask``, or its stem."""
-    stem = image.with_suffix("").as_posix()
-    return masks.get(f"{stem}_mask", masks.get(stem))
-
-
-def orphan_masks(root: Path, masks: Mapping[str, Path], used: set[Path]) -> list[Problem]:
-    """A warning for each mask file that no image uses."""
-    return [
-        Problem("warning", "orphan-mask", path.relative_to(root).as_posix(), "no image goes with this mask")
-        for path in masks.values()
-        if path not in used
-    ]
-
-
-def leaves(root: Path, path: str) -> bool:
-    """Whether ``path`` is not a plain relative path to something below ``root``, symbolic links followed."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or PureWindowsPath(path).drive or ".." in pure.parts or "\0" in path:
-        return True
+def label_from_mask(root: Path, mask_path: str) -> int | None:
+    """1 when the mask marks any pixel, 0 when none, None when it cannot be read (which the checks report)."""
+    if not is_plain(mask_path):
+        return None
     try:
-        return not (root / pure).resolve().is_relative_to(root)
+        return int(read_mask(root / mask_path).any())
+    except ImageError:
+        return None
+
+
+def named_or_marked(
+    root: Path, kind: str | None, mask_path: str | None, *, named: bool, masked: bool
+) -> tuple[int | None, str]:
+    """Label and defect of an image of one's own.
+
+    Args:
+        root: of the dataset.
+        kind: the first sub-folder that the image lies in, or None.
+        mask_path: of its mask, or None.
+        named: sub-folders name the kind of defect, as one of them is called ``good``, ``ok`` or ``normal``.
+        masked: there are masks, so that an image without one is normal.
+    """
+    label: int | None = None
+    if named and kind is not None:
+        label = 0 if names_normal(kind) else 1
+    elif masked:
+        label = 0 if mask_path is None else label_from_mask(root, mask_path)
+    if label is None:
+        return None, ""
+    return label, (kind or UNNAMED_DEFECT) if label else "good"
+
+
+def any_normal(inner: Iterable[str]) -> bool:
+    """Whether any of these paths begins with a folder of normal images."""
+    return any("/" in path and names_normal(path.partition("/")[0]) for path in inner)
+
+
+def is_plain(path: str) -> bool:
+    """Whether ``path`` is written as a relative path to something below."""
+    pure = PurePosixPath(path)
+    return not (pure.is_absolute() or PureWindowsPath(path).drive or ".." in pure.parts or "\0" in path)
+
+
+def _is_inside(root: Path, path: str) -> bool:
+    try:
+        return (root / path).resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # links that go in a circle
-        return True
+        return False

@@ -13,13 +13,17 @@ from cascade.storage.errors import ConfigError, nearest
 
 Split = Literal["train", "test"]
 
+MEAN = "mean"
+"""Stands where a category stands, in the rows of every table that are means; no category may be called so."""
+
 
 @dataclass(frozen=True)
 class ImageRecord:
     """One image and what is known about it.
 
     Attributes:
-        image_id: sha256 of the file's bytes, hex; it survives moving and renaming, and two copies share it.
+        image_id: sha256 of the file's bytes, hex, and behind it ``-turned`` where EXIF turns the picture, and its
+            white where that is not the usual one; it survives moving and renaming, and two copies share it.
         path: of the image, relative to ``Manifest.root``, POSIX.
         category: kind of object or texture, as named by the dataset.
         split: ``train`` or ``test``.
@@ -27,9 +31,10 @@ class ImageRecord:
             names none), empty when the label is not known.
         label: 0 normal, 1 defective, None not known.
         mask_path: of the ground truth, relative to ``Manifest.root``, or None. Above 0 is defective.
-        mask_id: sha256 of the mask's bytes, hex, or None.
-        width: pixels.
-        height: pixels.
+        mask_id: sha256 of the mask's bytes, hex, or None; of the digests of a folder of masks.
+        width: pixels, of the picture as it is read.
+        height: pixels, of the picture as it is read.
+        white: the value that is read as 255, for a picture with more than 8 bits; None for others.
     """
 
     image_id: str
@@ -42,6 +47,12 @@ class ImageRecord:
     mask_id: str | None
     width: int
     height: int
+    white: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the file's bytes alone."""
+        return self.image_id[:64]
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,13 @@ class Manifest:
         """Every category, sorted."""
         return tuple(sorted({record.category for record in self.records}))
 
+    def parts(self) -> dict[tuple[str, Split], list[ImageRecord]]:
+        """The records by category and split, in order."""
+        found: dict[tuple[str, Split], list[ImageRecord]] = {}
+        for record in sorted(self.records, key=lambda record: (record.category, record.split)):
+            found.setdefault((record.category, record.split), []).append(record)
+        return found
+
     def select(
         self, categories: Iterable[str] | None = None, exclude: Iterable[str] = (), split: Split = "test"
     ) -> Manifest:
@@ -98,4 +116,4 @@ class Manifest:
         """
         columns = [field.name for field in fields(ImageRecord)]
         frame = pd.DataFrame([astuple(record) for record in self.records], columns=columns)
-        return frame.astype({"label": "Int64", "width": "int64", "height": "int64"})
+        return frame.astype({"label": "Int64", "width": "int64", "height": "int64", "white": "float64"})

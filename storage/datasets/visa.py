@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import cast, get_args
 
-from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing, Problem
+from cascade.storage.datasets.files import FileTree
+from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing
 from cascade.storage.datasets.manifest import Split
+from cascade.storage.datasets.problems import Problem
+from cascade.storage.datasets.spelling import as_on_disk
 from cascade.storage.errors import DataError
 
 SPLIT_FILE = "split_csv/1cls.csv"
@@ -24,12 +27,13 @@ _COLUMNS = ("object", "split", "label", "image", "mask")
 _LABELS = {"normal": 0, "anomaly": 1}
 
 
-def read_visa(root: Path) -> Listing:
-    """Every image that ``split_csv/1cls.csv`` names in a category that is present below ``root`` (absolute).
+def read_visa(tree: FileTree) -> Listing:
+    """Every image that ``split_csv/1cls.csv`` names in a category that is present in the tree.
 
     Raises:
         DataError: the split file is missing, is no CSV, or lacks a column.
     """
+    root = tree.root
     by_category: defaultdict[str, list[Entry]] = defaultdict(list)
     problems: list[Problem] = []
     for line, row in enumerate(_rows(root / SPLIT_FILE), start=2):
@@ -40,12 +44,12 @@ def read_visa(root: Path) -> Listing:
         label = _LABELS[row["label"]]
         by_category[row["object"]].append(
             Entry(
-                path=str(PurePosixPath(row["image"])),
+                path=as_on_disk(root, row["image"]),
                 category=row["object"],
                 split=cast(Split, row["split"]),
                 defect=UNNAMED_DEFECT if label else "good",
                 label=label,
-                mask_path=str(PurePosixPath(row["mask"])) if row["mask"] else None,
+                mask_path=as_on_disk(root, row["mask"]) if row["mask"] else None,
                 mask_required=True,
             )
         )
@@ -56,7 +60,8 @@ def read_visa(root: Path) -> Listing:
         else:
             message = f"none of its {len(entries)} images are here; the category is left out"
             problems.append(Problem("warning", "absent-category", category, message))
-    return Listing(root, tuple(present), tuple(problems), masks_hold_ids=True)
+    named = (path for entry in present for path in (entry.path, entry.mask_path) if path is not None)
+    return Listing(root, "visa", tuple(present), tuple(problems), frozenset([SPLIT_FILE, *named]), masks_hold_ids=True)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

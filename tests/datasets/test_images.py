@@ -4,16 +4,19 @@ import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 from torchvision import transforms
 
 from cascade.storage.datasets import MAX_PIXELS, ImageError, image_size, mask_in_frame, read_image, read_mask
+from cascade.storage.datasets.images import largest_value, read_header
 from cascade.storage.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
@@ -63,34 +66,100 @@ def test_palette_is_looked_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_keep_the_high_byte_and_ignore_the_image_range(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("white", "expected"),
+    [
+        (None, [[0, 0, 1], [15, 128, 255]]),
+        (65535, [[0, 0, 1], [15, 128, 255]]),
+        (4095, [[0, 15, 16], [255, 255, 255]]),
+        (255, [[0, 255, 255], [255, 255, 255]]),
+    ],
+)
+def test_more_than_8_bits_are_scaled_by_the_white_and_not_by_the_image(
+    tmp_path: Path, suffix: str, white: float | None, expected: list[list[int]]
+) -> None:
     values = np.array([[0, 255, 256], [4095, 32768, 65535]], np.uint16)
-    image = read_image(save(values, tmp_path / f"a.{suffix}"))
-    assert image[..., 0].tolist() == [[0, 0, 1], [15, 128, 255]]
+    image = read_image(save(values, tmp_path / f"a.{suffix}"), white)
+    assert image[..., 0].tolist() == expected
+    assert (image == image[..., :1]).all()
 
 
-def test_float_images_are_refused(tmp_path: Path) -> None:
-    path = save(np.zeros((4, 4), np.float32), tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="pixel type F"):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_colours_of_16_bits_keep_their_values(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "tif":
+        tifffile.imwrite(
+            path, RGB.astype(np.uint16) * 16, photometric="rgb", extratags=[(274, "H", 1, orientation, True)]
+        )
+        expected = RGB if orientation == 1 else np.rot90(RGB, -1)
+    else:
+        cv2.imwrite(str(path), (RGB.astype(np.uint16) * 16)[..., ::-1])
+        expected = RGB
+    header = read_header(path)
+    assert (header.deep, header.fractions, largest_value(path)) == (True, False, int(RGB.max()) * 16)
+    np.testing.assert_array_equal(read_image(path, 4095), expected)
+    assert (read_image(path) <= 15).all()
+
+
+def test_fractions_need_a_white(tmp_path: Path) -> None:
+    path = save(np.array([[0, 0.5], [1, 2]], np.float32), tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="white"):
         read_image(path)
+    assert read_image(path, 1.0)[..., 0].tolist() == [[0, 128], [255, 255]]
+    assert read_image(path, 2.0)[..., 0].tolist() == [[0, 64], [128, 255]]
 
 
-def test_exif_orientation_is_ignored_for_image_and_mask(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf])
+def test_values_without_a_grey_are_refused(tmp_path: Path, value: float) -> None:
+    path = save(np.array([[0, value]], np.float32), tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="negative or infinite"):
+        read_image(path, 1.0)
+
+
+def test_32_bits_are_read_like_16(tmp_path: Path) -> None:
+    path = save(np.array([[0, 70_000, 2**20 - 1]], np.int32), tmp_path / "a.tif")
+    assert read_image(path, largest_value(path))[..., 0].tolist() == [[0, 17, 255]]
+
+
+def test_a_folder_of_masks_is_their_union(tmp_path: Path) -> None:
+    first, second = np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8)
+    first[0, 0], second[1, 2] = 236, 240
+    save(first, tmp_path / "000.png")
+    save(second, tmp_path / "001.png")
+    assert read_mask(tmp_path).tolist() == [[True, False, False], [False, False, True]]
+    save(np.zeros((3, 3), np.uint8), tmp_path / "002.png")
+    with pytest.raises(ImageError, match="different sizes"):
+        read_mask(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    how = {"tiffinfo": {274: orientation}} if suffix == "tif" else {"exif": exif}
+    path = save(RGB, tmp_path / f"a.{suffix}", **how)
+    with Image.open(path) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert image_size(path) == expected.shape[:2]
+
+
+def test_a_mask_is_turned_like_its_photograph(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     mask = np.zeros((10, 14), np.uint8)
     mask[0] = 255
-    image_path = save(RGB, tmp_path / "a.png", exif=exif)
-    mask_path = save(mask, tmp_path / "m.png", exif=exif)
-    assert image_size(image_path) == (10, 14)
-    np.testing.assert_array_equal(read_image(image_path), RGB)
-    np.testing.assert_array_equal(read_mask(mask_path), mask > 0)
+    path = save(mask, tmp_path / "m.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(path), np.rot90(mask > 0, -1))
 
 
-def test_a_tiff_that_pillow_would_turn_is_refused(tmp_path: Path) -> None:
-    path = save(RGB, tmp_path / "a.tif", tiffinfo={274: 6})
-    with pytest.raises(ImageError, match="upright"):
-        image_size(path)
+@pytest.mark.parametrize("content", [b"Exif\0\0nonsense", b"", b"Exif\0\0MM\0*\0\0\0\x08\0\xff"])
+def test_damaged_exif_means_upright(tmp_path: Path, content: bytes) -> None:
+    path = save(RGB, tmp_path / "a.jpg", exif=content)
+    assert image_size(path) == (10, 14)
+    assert read_image(path).shape == (10, 14, 3)
 
 
 def test_several_pictures_in_one_file_are_refused(tmp_path: Path) -> None:

@@ -6,17 +6,26 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cascade.storage.datasets import Problem, inspect_dataset, load_manifest
+from cascade.storage.datasets import Problem, Rules, inspect_dataset, load_manifest, summarised
 from cascade.storage.errors import DataError
 
 SCRATCH = "nut/test/scratch/000.png"
 SCRATCH_MASK = "nut/ground_truth/scratch/000_mask.png"
+BLOB = np.zeros((12, 16), np.uint8)
+BLOB[5:7, 6:9] = 255
 
 
 def only(root: Path, *, decode: bool = True, layout: str = "auto") -> Problem:
     (problem,) = inspect_dataset(root, layout, decode=decode).problems
+    return problem
+
+
+def only_of(root: Path, rules: Rules) -> Problem:
+    (problem,) = inspect_dataset(root, rules, decode=True).problems
     return problem
 
 
@@ -32,8 +41,12 @@ def test_a_sound_dataset_has_no_problems(mvtec: Any) -> None:
     assert report.manifest == load_manifest(mvtec.root)
 
 
-def test_no_images(tree: Any) -> None:
-    tree.text("nut/test/good/readme.txt")
+@pytest.mark.parametrize(("name", "word"), [("readme.txt", "no known layout"), ("a.heic", "1 .heic file not read")])
+def test_no_images(tree: Any, name: str, word: str) -> None:
+    tree.text(f"nut/test/good/{name}")
+    with pytest.raises(DataError, match=word):
+        inspect_dataset(tree.root)
+    tree.table("manifest.csv", ("path",))
     check(only(tree.root), "error", "empty", ".")
 
 
@@ -93,7 +106,7 @@ def test_defective_rows_without_masks_are_counted_per_category(tree: Any) -> Non
     tree.table("manifest.csv", ("path", "label"), ("a.png", "0"), ("b.png", "1"), ("c.png", "1"))
     for name in "abc":
         tree.image(f"{name}.png")
-    check(only(tree.root), "warning", "missing-mask", "set", "2 of 2")
+    check(only(tree.root), "warning", "no-mask", "set", "2 of 2")
 
 
 def test_unreadable_mask(mvtec: Any) -> None:
@@ -146,6 +159,148 @@ def test_mask_that_marks_a_normal_image(mvtec: Any) -> None:
     check(only(mvtec.root), "error", "marked-normal", "nut/ground_truth/good/000_mask.png")
 
 
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [
+        (255 - BLOB, "inverted-mask"),
+        (np.full_like(BLOB, 255), "inverted-mask"),
+        (np.full_like(BLOB, 1), "inverted-mask"),
+        (np.where(BLOB, 1, 2), "mask-background"),
+        (np.where(BLOB[..., None], (255, 0, 0), (255, 255, 255)), "mask-background"),
+        (np.where(BLOB[..., None], (255, 255, 255), (0, 0, 128)), "mask-background"),
+    ],
+)
+def test_a_mask_whose_background_is_not_black(mvtec: Any, mask: np.ndarray, kind: str) -> None:
+    Image.fromarray(mask.astype(np.uint8)).save(mvtec.root / SCRATCH_MASK)
+    check(only(mvtec.root), "error", kind, SCRATCH_MASK)
+
+
+def test_an_inverted_mask_shows_by_its_border_even_where_the_defect_is_large(mvtec: Any) -> None:
+    mask = np.full((12, 16), 255, np.uint8)
+    mask[1:-1, 1:-1] = 0
+    Image.fromarray(mask).save(mvtec.root / SCRATCH_MASK)
+    check(only(mvtec.root), "error", "inverted-mask", SCRATCH_MASK, "dataset.large_masks=true")
+    assert not inspect_dataset(mvtec.root, Rules(large_masks=True), decode=True).problems
+
+
+@pytest.mark.parametrize("columns", [slice(0, 14), slice(2, 16)])
+def test_a_large_defect_is_no_inverted_mask(mvtec: Any, columns: slice) -> None:
+    mask = np.zeros((12, 16), np.uint8)
+    mask[:, columns] = 255
+    Image.fromarray(mask).save(mvtec.root / SCRATCH_MASK)
+    assert not inspect_dataset(mvtec.root, decode=True).problems
+
+
+def test_the_mask_of_a_turned_photograph(mvtec: Any) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(mvtec.root / SCRATCH).save(mvtec.root / SCRATCH, exif=exif)
+    check(only(mvtec.root, decode=False), "error", "mask-size", SCRATCH_MASK, "after the turn")
+    mvtec.mask(SCRATCH_MASK, size=(16, 12))
+    check(only(mvtec.root), "warning", "turned", SCRATCH)
+    (record,) = (each for each in load_manifest(mvtec.root) if each.path == SCRATCH)
+    assert (record.height, record.width) == (16, 12)
+    assert record.image_id == f"{record.digest}-turned"
+
+
+def test_a_mask_of_two_photographs(mvtec: Any) -> None:
+    mvtec.image("nut/test/scratch/000.jpg")
+    check(only(mvtec.root), "error", "shared-mask", SCRATCH_MASK, "000.jpg and of nut/test/scratch/000.png")
+
+
+@pytest.mark.parametrize("other", ["000_mask.tif", "000.png", "000_gt.bmp", "000/1.png"])
+def test_two_masks_of_a_photograph(mvtec: Any, other: str) -> None:
+    mvtec.mask(f"nut/ground_truth/scratch/{other}")
+    assert [problem.kind for problem in inspect_dataset(mvtec.root).errors] == ["two-masks"]
+
+
+def test_two_mask_folders(mvtec: Any, tree: Any) -> None:
+    mvtec.mask("nut/masks/scratch/000.png")
+    assert [problem.kind for problem in inspect_dataset(mvtec.root).errors][-1] == "two-mask-folders"
+    for folder in ("masks", "ground_truth"):
+        tree.mask(f"own/{folder}/a.png")
+    tree.image("own/images/a.png")
+    assert [problem.kind for problem in inspect_dataset(tree.root / "own").errors] == ["two-mask-folders"]
+
+
+def test_a_mask_among_the_photographs(mvtec: Any) -> None:
+    mvtec.mask("nut/test/scratch/000_mask.png")
+    (problem,) = [each for each in inspect_dataset(mvtec.root).errors if each.kind == "mask-as-image"]
+    check(problem, "error", "mask-as-image", "nut/test/scratch/000_mask.png", SCRATCH)
+
+
+def test_defective_photographs_that_differ_in_the_extension(tree: Any) -> None:
+    for path in ("ok/a.jpg", "ok/a.png", "ng/b.jpg", "ng/b.png"):
+        tree.image(path)
+    found = [(each.severity, each.path) for each in inspect_dataset(tree.root).problems if each.kind == "same-name"]
+    assert found == [("error", "ng/b.png"), ("warning", "ok/a.png")]
+
+
+def test_defects_that_vanish_in_the_frame_are_counted(mvtec: Any) -> None:
+    for number, lines in (("000", [40]), ("001", [40, 41, 42, 80])):
+        mvtec.image(f"nut/test/scratch/{number}.png", size=(100, 100))
+        mask = np.zeros((100, 100), np.uint8)
+        mask[lines] = 255
+        Image.fromarray(mask).save(mvtec.root / f"nut/ground_truth/scratch/{number}_mask.png")
+    found = [each for each in inspect_dataset(mvtec.root, decode=True, frame=37).warnings if each.kind == "vanishing"]
+    assert [(each.path[-7:], each.message.split(" in ")[0]) for each in found] == [
+        ("000.png", "its only defect vanishes"),
+        ("001.png", "1 of its 2 marked defects vanish"),
+    ]
+    assert not inspect_dataset(mvtec.root, decode=True, frame=100).problems
+
+
+# more than 8 bits
+
+
+def deep(path: Path, peak: float, kind: Any = np.uint16) -> None:
+    values = np.linspace(0, peak, 12 * 16).reshape(12, 16).astype(kind)
+    Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "peak", "white"),
+    [
+        (np.uint16, "png", 4000, 4095),
+        (np.uint16, "tif", 200, 255),
+        (np.uint16, "png", 60_000, 65_535),
+        (np.int32, "tif", 100_000, 2**20 - 1),
+        (np.float32, "tif", 0.75, 1),
+        (np.float32, "tif", 200.5, 255),
+    ],
+)
+def test_deep_images_share_the_white_of_the_dataset(
+    mvtec: Any, kind: Any, suffix: str, peak: float, white: float
+) -> None:
+    for number, share in enumerate((1, 0.01), start=5):
+        deep(mvtec.root / f"nut/test/good/{number}.{suffix}", peak * share, kind)
+    report = inspect_dataset(mvtec.root)
+    own = [record for record in report.manifest if record.white is not None]
+    assert [record.white for record in own] == [white, white]
+    usual = white == 65_535
+    assert [record.image_id == record.digest for record in own] == [usual, usual]
+    assert len(report.problems) == (0 if usual else 1)
+    for problem in report.problems:
+        check(problem, "warning", "depth", own[0].path, f"dataset.full_scale={white}")
+
+
+def test_the_white_can_be_given(mvtec: Any) -> None:
+    deep(mvtec.root / "nut/test/good/5.png", 3000)
+    assert not inspect_dataset(mvtec.root, Rules(full_scale=4095)).problems
+    problem = only_of(mvtec.root, Rules(full_scale=1023))
+    check(problem, "error", "beyond-full-scale", "nut/test/good/5.png", "3000")
+
+
+def test_what_is_known_is_not_decoded_again(mvtec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep(mvtec.root / "nut/test/good/5.png", 3000)
+    first = inspect_dataset(mvtec.root, decode=True)
+    seen = {record.image_id.partition("-")[0]: first.pixels[record.path] for record in first.manifest}
+    for name in ("largest_value", "read_image", "read_mask_codes"):
+        monkeypatch.setattr(f"cascade.storage.datasets.entries.{name}", lambda path: pytest.fail("decoded"))
+    again = inspect_dataset(mvtec.root, decode=True, known=lambda record: seen.get(record.digest))
+    assert (again.manifest, again.problems) == (first.manifest, first.problems)
+
+
 def test_mask_without_image(mvtec: Any) -> None:
     mvtec.mask("nut/ground_truth/scratch/777_mask.png")
     check(only(mvtec.root), "warning", "orphan-mask", "nut/ground_truth/scratch/777_mask.png")
@@ -170,19 +325,73 @@ def test_links_may_stay_inside_the_dataset_only(mvtec: Any, tmp_path: Path) -> N
     (mvtec.root / "nut/test/good/link.png").symlink_to(outside)
     mvtec.move(SCRATCH, "pool/1.png")
     (mvtec.root / SCRATCH).symlink_to(mvtec.root / "pool/1.png")
-    check(only(mvtec.root), "error", "escape", "nut/test/good/link.png")
+    link, pool = inspect_dataset(mvtec.root).problems
+    check(link, "error", "link", "nut/test/good/link.png", "dataset.follow_links=true")
+    check(pool, "warning", "unread", "pool", "1 image")
     linked_root = tmp_path / "shortcut"
     linked_root.symlink_to(mvtec.root / "screw")
     assert inspect_dataset(linked_root).ok
 
 
-def test_linked_folders_that_leave_the_dataset(mvtec: Any, tree: Any) -> None:
-    outside = mvtec.image("../elsewhere/a.png").parent
-    (mvtec.root / "nut/test/bent").symlink_to(outside)
-    (problem,) = inspect_dataset(mvtec.root).errors
-    check(problem, "error", "escape", "nut/test/bent/a.png")
-    (problem,) = inspect_dataset(mvtec.root, "folder").errors
-    check(problem, "error", "escape", "nut/test/bent", "link")
+def test_a_link_that_leaves_the_dataset_is_one_problem_or_is_read(mvtec: Any) -> None:
+    for number in range(5):
+        mvtec.image(f"../elsewhere/bent/{number}.png")
+        mvtec.mask(f"../elsewhere/truth/{number}.png")
+    (mvtec.root / "nut/test/bent").symlink_to(mvtec.root.parent / "elsewhere/bent")
+    (mvtec.root / "nut/ground_truth/bent").symlink_to(mvtec.root.parent / "elsewhere/truth")
+    for layout in ("auto", "folder"):
+        links = [problem for problem in inspect_dataset(mvtec.root, layout).errors if problem.kind == "link"]
+        assert [problem.path for problem in links] == ["nut/ground_truth/bent", "nut/test/bent"]
+    report = inspect_dataset(mvtec.root, Rules(follow_links=True), decode=True)
+    assert not report.problems
+    bent = [record for record in report.manifest if record.defect == "bent"]
+    assert [record.mask_path for record in bent] == [f"nut/ground_truth/bent/{number}.png" for number in range(5)]
+
+
+def test_links_in_a_circle_end(mvtec: Any) -> None:
+    (mvtec.root / "nut/test/good/again").symlink_to(mvtec.root)
+    (mvtec.root / "nut/test/good/self.png").symlink_to("self.png")
+    assert len(inspect_dataset(mvtec.root).manifest) == 12
+
+
+def test_a_row_that_a_link_leads_away(mvtec: Any) -> None:
+    mvtec.image("../elsewhere/a.png")
+    (mvtec.root / "away").symlink_to(mvtec.root.parent / "elsewhere")
+    table = mvtec.table("list.csv", ("path",), ("away/a.png",))
+    (problem,) = inspect_dataset(table).errors
+    check(problem, "error", "link", "away/a.png", "dataset.follow_links=true")
+    assert inspect_dataset(table, Rules(follow_links=True)).ok
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(mvtec: Any) -> None:
+    (mvtec.root / "nut/test/dent").chmod(0)
+    try:
+        (problem,) = inspect_dataset(mvtec.root).errors
+    finally:
+        (mvtec.root / "nut/test/dent").chmod(0o755)
+    check(problem, "error", "unreadable-folder", "nut/test/dent")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J.png", "a\nb.png", "a\udce9.png", f"{'x' * 210}.png"])
+def test_a_file_name_that_cannot_be_written_in_a_table(mvtec: Any, name: str) -> None:
+    mvtec.image("plain.png").rename(mvtec.root / "nut/test/good" / name)
+    check(only(mvtec.root), "error", "name", f"nut/test/good/{name}", "choose another name")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a\\b", "a\x1b", "mean", "x" * 201, "a//b"])
+def test_a_category_that_cannot_be_a_folder_or_a_row(tree: Any, name: str) -> None:
+    for path in ("a.png", "b.png", "c.png"):
+        tree.image(path)
+    table = tree.table("t.csv", ("path", "category", "label"), ("a.png", name, "0"), ("b.png", name, "0"))
+    (problem,) = inspect_dataset(table).errors
+    check(problem, "error", "name", "a.png", "choose another name")
+
+
+def test_a_defect_that_cannot_be_a_folder(tree: Any) -> None:
+    tree.image("a.png")
+    (problem,) = inspect_dataset(tree.table("t.csv", ("path", "defect"), ("a.png", "../x"))).errors
+    check(problem, "error", "name", "a.png", "defect")
 
 
 def test_case_collision(mvtec: Any) -> None:
@@ -274,9 +483,40 @@ def test_loading_raises_one_line_with_the_first_errors_and_the_command(mvtec: An
     message = str(caught.value)
     assert "\n" not in message
     assert "nut/test/dent/000.png" in message
-    assert "and 2 more" in message
+    assert "and 4 more" in message
     assert f"`cascade check {mvtec.root}`" in message
+    assert "--skip-bad" in message
 
 
 def test_loading_tolerates_warnings(visa: Any) -> None:
     assert load_manifest(visa.root, name="my visa").name == "my visa"
+
+
+def test_bad_images_can_be_left_out(mvtec: Any) -> None:
+    (mvtec.root / SCRATCH).write_bytes(b"")
+    (mvtec.root / "nut/ground_truth/dent/000_mask.png").unlink()
+    report = inspect_dataset(mvtec.root, skip_bad=True)
+    assert report.ok
+    assert [(each.path, each.category, each.kind) for each in report.left_out] == [
+        ("nut/test/dent/000.png", "nut", "missing-mask"),
+        (SCRATCH, "nut", "unreadable-image"),
+    ]
+    assert len(report.manifest) == 10
+    assert [problem.kind for problem in report.warnings] == ["no-defective"]
+
+
+def test_what_is_not_clear_is_not_left_out(mvtec: Any) -> None:
+    mvtec.image("nut/test/scratch/000.jpg")
+    report = inspect_dataset(mvtec.root, skip_bad=True)
+    assert [problem.kind for problem in report.errors] == ["shared-mask"]
+
+
+def test_problems_of_a_kind_are_counted() -> None:
+    problems = [Problem("warning", "turned", f"{number}.png", "x") for number in range(5)]
+    problems += [Problem("error", "turned", "z.png", "x")]
+    assert [(problem.path, more) for problem, more in summarised(problems)] == [
+        ("0.png", 0),
+        ("1.png", 0),
+        ("2.png", 2),
+        ("z.png", 0),
+    ]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,132 @@ def test_btad_ok_and_ko(tree: Any, suffix: str) -> None:
     }
 
 
-def test_files_that_are_no_images_are_ignored(mvtec: Any) -> None:
+def test_capitals_and_deeper_folders_are_read(tree: Any) -> None:
+    for path in ("Cat/Test/Good/0.png", "Cat/Test/Good/cam1/0.png", "Cat/Test/Crack/cam1/1.png", "dog/test/good/2.png"):
+        tree.image(path)
+    tree.mask("Cat/Ground_Truth/crack/cam1/1_MASK.png")
+    assert truth(load_manifest(tree.root)) == {
+        "Cat/Test/Crack/cam1/1.png": ("Crack", 1, "Cat/Ground_Truth/crack/cam1/1_MASK.png"),
+        "Cat/Test/Good/0.png": ("good", 0, None),
+        "Cat/Test/Good/cam1/0.png": ("good", 0, None),
+        "dog/test/good/2.png": ("good", 0, None),
+    }
+    assert kinds(tree.root) == {("warning", "no-defective"): 1}
+
+
+def test_loco_has_a_folder_of_masks_for_each_image(tree: Any) -> None:
+    tree.image("box/test/good/000.png")
+    tree.image("box/test/logical_anomalies/000.png")
+    tree.image("box/validation/good/000.png")
+    tree.mask("box/ground_truth/logical_anomalies/000/000.png", values=(236,))
+    tree.mask("box/ground_truth/logical_anomalies/000/001.png", values=(0, 240))
+    record = next(each for each in load_manifest(tree.root) if each.label)
+    assert record.mask_path == "box/ground_truth/logical_anomalies/000"
+    assert read_mask(tree.root / record.mask_path)[[1, 2]].all()
+    assert kinds(tree.root) == {("note", "aside"): 1}
+    first = record.mask_id
+    tree.mask("box/ground_truth/logical_anomalies/000/001.png", values=(0, 0, 240))
+    assert next(each for each in load_manifest(tree.root) if each.label).mask_id != first
+
+
+def test_ad_2_has_the_masks_in_its_public_test_split(tree: Any) -> None:
+    tree.image("can/test_public/good/000_regular.png")
+    tree.image("can/test_public/bad/000_regular.png")
+    tree.image("can/test_private/000_regular.png")
+    tree.mask("can/test_public/ground_truth/bad/000_regular_mask.png")
+    assert truth(load_manifest(tree.root)) == {
+        "can/test_public/bad/000_regular.png": ("bad", 1, "can/test_public/ground_truth/bad/000_regular_mask.png"),
+        "can/test_public/good/000_regular.png": ("good", 0, None),
+    }
+    assert kinds(tree.root) == {("note", "aside"): 1}
+
+
+def test_names_match_in_both_forms_of_unicode(tree: Any) -> None:
+    nfc, nfd = (partial(unicodedata.normalize, form) for form in ("NFC", "NFD"))
+    for form in ("NFC", "NFD"):
+        category = unicodedata.normalize(form, f"Gerät{form}")
+        tree.image(f"{category}/test/good/0.png")
+        tree.image(f"{category}/test/{nfd('löchrig')}/{nfc('ä')}.png")
+        tree.mask(f"{category}/ground_truth/{nfc('löchrig')}/{nfd('ä')}_mask.png")
+    assert not kinds(tree.root)
+    assert sum(record.mask_path is not None for record in load_manifest(tree.root)) == 2
+
+
+def test_what_is_not_read_is_named_once_for_each_reason(mvtec: Any) -> None:
     for name in ("readme.txt", "nut/test/good/Thumbs.db", "nut/test/good/._000.png", "nut/ground_truth/dent/a.json"):
         mvtec.text(name)
     mvtec.text(".cache/test/good/x.txt")
-    assert not kinds(mvtec.root)
+    assert kinds(mvtec.root) == {("note", "no-pictures"): 3}
     assert len(load_manifest(mvtec.root)) == 12
+    for name in ("a.gif", "b.gif", "c.HEIC"):
+        mvtec.text(f"nut/test/good/{name}")
+    mvtec.image("nut/test/loose.png")
+    mvtec.image("other/1.png")
+    mvtec.text("manifest.csv", "path")
+    found = [problem for problem in inspect_dataset(mvtec.root).warnings]
+    assert [(problem.kind, problem.path, problem.message.split(" not read")[0]) for problem in found] == [
+        ("skipped", "nut/test/good/a.gif", "2 .gif files"),
+        ("skipped", "nut/test/good/c.HEIC", "1 .heic file"),
+        ("unread", "nut/test", "1 image"),
+        ("unread", "other", "1 image"),
+        ("unread-table", "manifest.csv", "this table is"),
+    ]
+
+
+def test_jfif_is_jpeg(mvtec: Any) -> None:
+    mvtec.image("nut/test/good/7.jpg").rename(mvtec.root / "nut/test/good/7.jfif")
+    assert not kinds(mvtec.root)
+    assert len(load_manifest(mvtec.root)) == 13
+
+
+# Masks beside their images
+
+
+def test_dagm(tree: Any) -> None:
+    for split in ("Train", "Test"):
+        for number in range(3):
+            tree.image(f"Class1/{split}/{number:04}.PNG")
+        tree.mask(f"Class1/{split}/Label/0001_label.PNG")
+    assert detect_layout(tree.root) == "beside"
+    manifest = load_manifest(tree.root)
+    assert truth(manifest.select()) == {
+        "Class1/Test/0001.PNG": ("bad", 1, "Class1/Test/Label/0001_label.PNG"),
+        "Class1/Test/0000.PNG": ("good", 0, None),
+        "Class1/Test/0002.PNG": ("good", 0, None),
+    }
+    assert manifest.categories == ("Class1",)
+    assert len(manifest.select(split="train")) == 3
+    assert not kinds(tree.root)
+    tree.mask("Class1/Test/Label/0009_label.PNG")
+    assert kinds(tree.root) == {("error", "orphan-mask"): 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("test/{}.png", "test/{}_GT.png"), ("kos01/Part{}.jpg", "kos01/Part{}_label.bmp"), ("{}.png", "{}_mask.png")],
+)
+def test_kolektor_and_the_like(tree: Any, image: str, mask: str) -> None:
+    for number in range(2):
+        tree.image(image.format(number))
+        tree.mask(mask.format(number), values=(255,) if number else ())
+    assert detect_layout(tree.root) == "beside"
+    assert truth(load_manifest(tree.root)) == {
+        image.format(1): ("bad", 1, mask.format(1)),
+        image.format(0): ("good", 0, mask.format(0)),
+    }
+    assert not kinds(tree.root)
+
+
+def test_masks_beside_images_with_names(tree: Any) -> None:
+    for path in ("good/a.png", "scratch/b.png", "scratch/c.png"):
+        tree.image(path)
+    tree.mask("scratch/b_mask.png")
+    assert kinds(tree.root) == {("error", "missing-mask"): 1}
+    tree.mask("scratch/c_mask.png")
+    assert truth(load_manifest(tree.root))["scratch/c.png"] == ("scratch", 1, "scratch/c_mask.png")
+    tree.mask("scratch/c_gt.bmp")
+    tree.image("scratch/b.jpg")
+    assert kinds(tree.root) == {("error", "two-masks"): 1, ("error", "shared-mask"): 1}
 
 
 # VisA
@@ -150,7 +272,7 @@ def test_folder_named_good_makes_names_labels(tree: Any) -> None:
         "scratch/b.png": ("scratch", 1, None),
         "loose.png": ("", None, None),
     }
-    assert kinds(tree.root) == {("warning", "missing-mask"): 1}
+    assert kinds(tree.root) == {("warning", "no-mask"): 1}
 
 
 def test_folder_with_names_and_masks(tree: Any) -> None:
@@ -161,6 +283,14 @@ def test_folder_with_names_and_masks(tree: Any) -> None:
     assert truth(load_manifest(tree.root))["scratch/c.png"] == ("scratch", 1, "masks/scratch/c.png")
     (tree.root / "masks/scratch/c.png").unlink()
     assert kinds(tree.root) == {("error", "missing-mask"): 1}
+
+
+def test_a_mask_of_nobody_is_an_error_where_no_mask_means_good(tree: Any) -> None:
+    tree.image("images/a.png")
+    tree.image("images/b.png")
+    tree.mask("masks/a.png")
+    tree.mask("masks/b-defect.png")
+    assert kinds(tree.root) == {("error", "orphan-mask"): 1}
 
 
 def test_folder_says_which_masks_it_does_not_read(tree: Any) -> None:
@@ -261,9 +391,72 @@ def test_table_rows_that_cannot_be_used(tree: Any, row: tuple[str, ...], message
 
 def test_table_columns_that_are_ignored_are_named(tree: Any) -> None:
     tree.image("a.png")
-    tree.table("manifest.csv", ("path", "mask"), ("a.png", "m.png"))
+    tree.table("manifest.csv", ("path", "camera"), ("a.png", "3"))
     (problem,) = [p for p in inspect_dataset(tree.root).warnings if p.kind == "columns"]
-    assert "mask;" in problem.message
+    assert "camera;" in problem.message
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_of_other_programs(tree: Any, separator: str, mark: str, end: str) -> None:
+    tree.image("sub/a, b.png") if separator != "," else tree.image("sub/a b.png")
+    name = "sub\\a, b.png" if separator != "," else "sub\\a b.png"
+    rows = [("Path ", " LABEL", "Camera"), (name, " 1 ", ""), (str(tree.root / "sub" / name[4:]), "1", "")]
+    tree.text("t.csv", mark + end.join(separator.join(row) for row in rows[:2]) + end)
+    (record,) = load_manifest(tree.root / "t.csv")
+    assert (record.path, record.label) == (name.replace("\\", "/"), 1)
+    tree.text("t.csv", mark + end.join(separator.join(row) for row in (rows[0], rows[2])))
+    assert [each.path for each in load_manifest(tree.root / "t.csv")] == [record.path]
+
+
+def test_a_table_may_name_files_in_the_other_form_of_unicode_and_another_case(tree: Any) -> None:
+    tree.image(unicodedata.normalize("NFD", "Grün/ä.PNG"))
+    table = tree.table("t.csv", ("path",), (unicodedata.normalize("NFC", "grün/Ä.png"),))
+    (record,) = load_manifest(table)
+    assert record.path == unicodedata.normalize("NFD", "Grün/ä.PNG")
+
+
+def test_a_table_may_name_its_folder_through_a_link(tree: Any, tmp_path: Path) -> None:
+    tree.image("a.png")
+    (tmp_path / "link").symlink_to(tree.root)
+    tree.table("t.csv", ("path",), (str(tmp_path / "link" / "a.png"),))
+    assert [record.path for record in load_manifest(tmp_path / "link" / "t.csv")] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("header", "meant"),
+    [
+        ("labels", "label"),
+        ("Lable", "label"),
+        ("anomaly", "label"),
+        ("mask", "mask_path"),
+        ("maskpath", "mask_path"),
+        ("categorie", "category"),
+        ("Defects", "defect"),
+    ],
+)
+def test_a_header_that_is_nearly_ours_is_refused(tree: Any, header: str, meant: str) -> None:
+    tree.image("a.png")
+    table = tree.table("t.csv", ("path", header), ("a.png", "1"))
+    with pytest.raises(DataError, match=f"'{header}'.*'{meant}'"):
+        load_manifest(table)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label,Label\na.png,0,1\n", "twice"),
+        ("path;label\na.png;0;extra\n", "row 1: has 3 cells"),
+        ("path\na.png\n".encode("utf-16"), "UTF-8"),
+        ("path,label\nä.png,0\n".encode("latin-1"), "UTF-8"),
+    ],
+)
+def test_tables_with_a_cause_that_is_named(tree: Any, content: str | bytes, message: str) -> None:
+    tree.image("a.png")
+    (tree.root / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        load_manifest(tree.root / "t.csv")
 
 
 @pytest.mark.parametrize(("name", "content"), [("t.csv", "image\na.png\n"), ("t.parquet", "no"), ("t.csv", "")])

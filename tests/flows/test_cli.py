@@ -45,7 +45,8 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
     result = cli(*bench.arguments("score.weight=0.25"), "--out", tmp_path / "out")
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
-    assert [line[:2] for line in lines[:8]] == [
+    assert result.out.startswith("CLIP is told: 'carpet', 'metal_plate'\n")
+    assert [line[:2] for line in lines[1:9]] == [
         ["embed", "hit"],
         ["tokens", "hit"],
         ["localise", "hit"],
@@ -89,7 +90,7 @@ def test_by_default_a_run_goes_to_a_new_folder_under_runs(cli: Cli, bench: Bench
 
 
 def test_a_path_may_hold_any_character(cli: Cli, empty: Bench, tmp_path: Path) -> None:
-    folder = tmp_path / 'it\'s [a] "set" \\ ü: {1}'
+    folder = tmp_path / "\\" / 'it\'s [a] "set" ü: {1}'
     save_scene(folder / "a.png", seed=1)
     result = cli(*replace(empty, dataset=folder).arguments(), "--out", tmp_path / "out")
     assert result.code == 0, result.err
@@ -298,7 +299,9 @@ def test_the_list_of_weights_says_what_is_there(cli: Cli, tmp_path: Path) -> Non
 def test_check_ends_with_0_for_a_sound_dataset_and_2_for_a_wrong_one(cli: Cli, own_data: Bench) -> None:
     result = cli("check", own_data.dataset)
     assert result.code == 0
-    assert "8 images in 2 categories; 0 errors, 0 warnings" in result.out
+    assert "layout mvtec: 8 images, 2 categories" in result.out
+    assert ["carpet", "carpet", "test", "2", "2", "0"] in [line.split() for line in result.out.splitlines()]
+    assert "0 errors, 0 warnings" in result.out
     good = own_data.dataset / "carpet" / "test" / "good"
     (good / "0001.png").write_bytes((good / "0001.png").read_bytes()[:-200])
     mask = sorted((own_data.dataset / "carpet" / "ground_truth").rglob("*.png"))[0]

@@ -26,9 +26,9 @@ def decodes(monkeypatch) -> Counter[str]:
     """How often each photograph is decoded by an encoder."""
     counted: Counter[str] = Counter()
 
-    def counting(path: Path):
+    def counting(path: Path, white: float | None = None):
         counted[path.name] += 1
-        return read_image(path)
+        return read_image(path, white)
 
     for module in (embed, decoded):
         monkeypatch.setattr(module, "read_image", counting)

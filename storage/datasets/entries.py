@@ -1,0 +1,242 @@
+"""The checks of one image and its mask: their files, and their pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade.storage.datasets.files import LINK_MESSAGE
+from cascade.storage.datasets.images import (
+    Header,
+    ImageError,
+    largest_value,
+    mask_files,
+    read_header,
+    read_image,
+    read_mask_codes,
+    united,
+)
+from cascade.storage.datasets.listing import Entry, Listing
+from cascade.storage.datasets.manifest import ImageRecord
+from cascade.storage.datasets.masks import Marked, vanished
+from cascade.storage.datasets.problems import Problem
+from cascade.storage.errors import DataError
+from cascade.storage.names import safe_path
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the pixels of a sound image and its mask are like; it does not depend on any option.
+
+    Attributes:
+        peak: the largest sample of an image with more than 8 bits; None for others.
+        marked: how much the mask marks; None without one.
+    """
+
+    peak: float | None = None
+    marked: Marked | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How closely to look.
+
+    Attributes:
+        decode: whether to look at every pixel of a record.
+        known: what an earlier look found, or None.
+        depth: whether the largest value of images with more than 8 bits is wanted in any case.
+        large_masks: masks may mark nearly all of an image.
+        frame: side of the evaluation frame in which defects are looked for again; None to leave that out.
+    """
+
+    decode: Callable[[ImageRecord], bool]
+    known: Callable[[ImageRecord], Pixels | None] = lambda record: None
+    depth: bool = True
+    large_masks: bool = False
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the look at an entry found: no record if there is an error."""
+
+    entry: Entry
+    problems: tuple[Problem, ...]
+    record: ImageRecord | None = None
+    header: Header | None = None
+    pixels: Pixels | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    digest: str
+    header: Header
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.header.height, self.header.width
+
+    @property
+    def id(self) -> str:
+        return self.digest if self.header.orientation == 1 else f"{self.digest}-turned"
+
+
+class _Found(Exception):
+    """Ends the look at an entry: its other checks would only repeat this error."""
+
+    def __init__(self, kind: str, path: str, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.path, self.message = kind, path, message
+
+
+def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
+    """Look at the image and mask of one entry, and at their pixels if ``look`` says so."""
+    try:
+        _check_name(entry)
+        image = _check_file(listing, entry.path, "image")
+        mask = None if entry.mask_path is None else _check_mask(listing, entry, entry.mask_path, image)
+        if mask is None and entry.label == 1 and entry.mask_required:
+            raise _Found("missing-mask", entry.path, "defective, but no mask was found; add it or the label is wrong")
+        record = ImageRecord(
+            image_id=image.id,
+            path=entry.path,
+            category=entry.category,
+            split=entry.split,
+            defect=entry.defect,
+            label=entry.label,
+            mask_path=entry.mask_path,
+            mask_id=None if mask is None else mask.id,
+            width=image.header.width,
+            height=image.header.height,
+        )
+        problems = _turned(entry, image, mask)
+        pixels = look.known(record)
+        if pixels is None and (look.decode(record) or (look.depth and image.header.deep)):
+            pixels, found = _check_pixels(listing, entry, image.header, look)
+            problems += found
+        if pixels is not None:
+            _check_marked(entry, pixels, look)
+    except _Found as found:
+        image_path = None if found.kind == "link" else entry.path
+        return Checked(entry, (Problem("error", found.kind, found.path, found.message, image_path),))
+    return Checked(entry, tuple(problems), record, image.header, pixels)
+
+
+def _check_name(entry: Entry) -> None:
+    try:
+        for path in filter(None, (entry.path, entry.mask_path)):
+            if path.isprintable() or not PurePosixPath(path).name:
+                continue
+            safe_path(path, "path", nested=True)
+        if PurePosixPath(entry.path).name not in ("", ".."):
+            safe_path(PurePosixPath(entry.path).stem, "file name")
+    except DataError as error:
+        raise _Found("name", entry.path, str(error)) from error
+
+
+def _check_file(listing: Listing, path: str, role: str) -> _File:
+    leaves = listing.leaves(path)
+    if leaves == "link":
+        raise _Found("link", path, LINK_MESSAGE)
+    if leaves == "escape":
+        raise _Found("escape", path, f"this {role} is outside the dataset; use a relative path to a file inside")
+    header = _read(read_header, listing.root / path, path, role)
+    with (listing.root / path).open("rb") as file:
+        return _File(hashlib.file_digest(file, "sha256").hexdigest(), header)
+
+
+def _check_mask(listing: Listing, entry: Entry, path: str, image: _File) -> _File:
+    """The mask, or for a folder of masks one that stands for all."""
+    if listing.leaves(path) == "escape":
+        raise _Found("escape", path, "this mask is outside the dataset; use a relative path to a file inside")
+    parts = []
+    for each in _read(mask_files, listing.root / path, path, "mask"):
+        own = each.relative_to(listing.root).as_posix()
+        parts.append(_check_file(listing, own, "mask"))
+        if parts[-1].size != image.size:
+            sizes = " but its image {} is ".join(f"{width}x{height}," for height, width in (parts[-1].size, image.size))
+            turned = " after the turn that its EXIF asks for" if image.header.orientation != 1 else ""
+            message = f"{sizes.format(entry.path).rstrip(',')}{turned}; redraw or resize it"
+            raise _Found("mask-size", own, message)
+    if len(parts) == 1:
+        return parts[0]
+    united = hashlib.sha256("".join(part.id for part in parts).encode()).hexdigest()
+    return _File(united, parts[0].header)
+
+
+def _turned(entry: Entry, image: _File, mask: _File | None) -> list[Problem]:
+    if mask is None or image.header.orientation == 1 or mask.header.orientation == image.header.orientation:
+        return []
+    message = "EXIF turns this photograph; its mask is taken to be drawn on it as viewers show it, turned"
+    return [Problem("warning", "turned", entry.path, message)]
+
+
+def _check_pixels(listing: Listing, entry: Entry, header: Header, look: Look) -> tuple[Pixels, list[Problem]]:
+    image = listing.root / entry.path
+    if header.deep:
+        peak = _read(largest_value, image, entry.path, "image")
+    else:
+        peak = None
+        _read(read_image, image, entry.path, "image")
+    if entry.mask_path is None:
+        return Pixels(peak), []
+    parts = [
+        _mask_pixels(each, each.relative_to(listing.root).as_posix(), ids=listing.masks_hold_ids)
+        for each in mask_files(listing.root / entry.mask_path)
+    ]
+    mask = united(parts)
+    if entry.label == 1 and not mask.any():
+        raise _Found("empty-mask", entry.mask_path, f"marks nothing, but {entry.path} is defective; redraw it")
+    if entry.label == 0 and mask.any():
+        message = f"marks a defect, but {entry.path} is normal; correct the label"
+        raise _Found("marked-normal", entry.mask_path, message)
+    return Pixels(peak, Marked.of(mask)), _check_frame(entry, mask, look)
+
+
+def _mask_pixels(file: Path, path: str, *, ids: bool) -> npt.NDArray[np.bool_]:
+    codes = _read(read_mask_codes, file, path, "mask")
+    values = np.unique(codes)
+    if values.size > 2 and not ids:
+        message = f"{values.size} different values; threshold it so that it holds 0 and one other value"
+        raise _Found("mask-values", path, message)
+    if values.size > 1 and values[0] > 0:
+        raise _Found("mask-background", path, "no pixel is 0 (black), so all would count as defect; make good ones 0")
+    return codes > 0
+
+
+def _check_marked(entry: Entry, pixels: Pixels, look: Look) -> None:
+    marked = pixels.marked
+    if entry.label != 1 or marked is None or look.large_masks or not marked.looks_inverted():
+        return
+    message = (
+        f"marks {marked.share:.0%} of the image and {marked.border:.0%} of its border, as an inverted mask does; "
+        "invert it, or --set dataset.large_masks=true if it is right"
+    )
+    raise _Found("inverted-mask", str(entry.mask_path), message)
+
+
+def _check_frame(entry: Entry, mask: npt.NDArray[np.bool_], look: Look) -> list[Problem]:
+    if look.frame is None or entry.label != 1:
+        return []
+    lost, parts = vanished(mask, (look.frame, look.frame))
+    if not lost:
+        return []
+    what = "its only defect" if parts == 1 else f"{lost} of its {parts} marked defects"
+    then = "all its pixels count as good there" if lost == parts else "their pixels count as good there"
+    message = f"{what} vanishes in the frame of {look.frame} pixels (score.frame), and {then}"
+    return [Problem("warning", "vanishing", entry.path, message.replace("defects vanishes", "defects vanish"))]
+
+
+def _read(read: Callable[[Path], _T], file: Path, path: str, role: str) -> _T:
+    try:
+        return read(file)
+    except ImageError as error:
+        raise _Found(f"{error.kind}-{role}", path, error.reason) from error
