@@ -25,7 +25,8 @@ class FusionOptions:
         weight: w in [0, 1].
         gain: ``agreement``: mean of the map inside the mask times the predicted IoU in [0, 1]; or ``one``.
         masks: the chosen mask, or the mean term of all masks.
-        no_prompt: an image without prompt scores (1−w)·map (``damp``), or the map itself.
+        no_prompt: an image without prompt scores the map itself, so that it is never ranked below the map's own
+            order, or (1−w)·map (``damp``), as if SAM had drawn an empty mask.
         smoothing: sigma in pixels of a Gaussian on the map.
     """
 

@@ -165,7 +165,9 @@ class ThresholdConfig(Section):
     """A3: which pixels are extremely anomalous (S_a). The map is in [0, 1]."""
 
     rule: Literal["max", "absolute", "relative", "quantile"] = Field(
-        "max", description="the larger of the absolute and the relative threshold, one of them, or a quantile"
+        "relative",
+        description="a share of the image's largest score, so that a defect that CLIP sees faintly gets a prompt too; "
+        "an absolute score; the larger of both (paper_strict); or a quantile",
     )
     absolute: Fraction = 0.5
     relative: Fraction = Field(0.8, description="fraction of the image's largest score")
@@ -277,14 +279,15 @@ class ScoreConfig(Section):
     )
     masks: Literal["chosen", "all"] = Field("chosen", description="A15: the chosen mask, or the mean of all masks")
     no_prompt: Literal["damp", "map"] = Field(
-        "damp", description="A16: an image without prompt scores (1−w)·map, or the map itself"
+        "map", description="A16: an image without prompt scores the map itself, or (1−w)·map (paper_strict)"
     )
     smoothing: Real = Field(
         0.0, ge=0.0, le=1000.0, description="A17: sigma of a Gaussian on the map before the blend, in pixels"
     )
-    image_score: Literal["clip", "max", "top"] = Field(
+    image_score: Literal["clip", "max", "top", "clip+top"] = Field(
         "clip",
-        description="A20: CLIP's image score, the largest pixel of each step, or the mean of each step's top share",
+        description="A20: CLIP's image score, the largest pixel of each step, the mean of each step's top share, or "
+        "the mean of CLIP's and that",
     )
     top_share: Real = Field(0.01, gt=0.0, le=1.0, description="A20: share of the pixels that are the top")
 

@@ -174,6 +174,7 @@ def _compared(
         "max": [float(own.max()) for own in scores],
         "top": [top_mean(own, config.top_share) for own in scores],
     }
+    image_scores["clip+top"] = [(clip_score + top) / 2 for top in image_scores["top"]]
     record: dict[str, Any] = {
         "frame": [height, width],
         "truth": truth is not None,

@@ -44,8 +44,12 @@ def test_every_preset_loads_under_its_own_name(name: str) -> None:
 def test_presets_say_what_their_names_promise() -> None:
     paper, strict, quality = (load_experiment(name) for name in ("paper", "paper_strict", "quality"))
     assert paper == Experiment(name="paper")
-    assert strict == paper.model_copy(update={"name": "paper_strict", "score": strict.score})
-    assert strict.score == paper.score.model_copy(update={"gain": "one"})
+    taken_out = {"name": "paper_strict", "score": strict.score, "prompt": strict.prompt}
+    assert strict == paper.model_copy(update=taken_out)
+    assert strict.score == paper.score.model_copy(update={"gain": "one", "no_prompt": "damp"})
+    floor = paper.prompt.threshold.model_copy(update={"rule": "max"})
+    assert strict.prompt == paper.prompt.model_copy(update={"threshold": floor})
+    assert paper.prompt.prototype_features == strict.prompt.prototype_features == "raw"
     assert quality.embed.image == "stretched"
     assert quality.prompt == paper.prompt.model_copy(update={"ring_limit": 0.5})
     assert load_experiment("mini").embed.backbone == load_experiment("mini").localise.backbone == "mini"
@@ -87,7 +91,7 @@ def test_a_key_holds_every_field_that_is_not_left_out() -> None:
         ("refine.multimask=[false,false,true]", "refine.feedback=mean", "refine.choice=agreement"),
         ("score.fusion=sum", "score.weight=0.2", "score.smoothing=1"),
         ("score.fusion=sum", "score.no_prompt=map", "score.masks=all"),
-        ("score.fusion=mask", "score.no_prompt=damp", "score.weight=0.2"),
+        ("score.fusion=mask", "refine.batch_size=9", "score.no_prompt=damp"),
         ("embed.image=stretched", "embed.square_side=100", "embed.image=padded"),
         ("embed.image=square", "embed.batch_size=9", "embed.square_side=100"),
     ],

@@ -53,7 +53,7 @@ def test_default_choices_follow_the_equations(scene, options, prototype):
     anomaly, margin, features = scene
     features = features * torch.from_numpy(np.random.default_rng(1).uniform(0.1, 10, (GRID, GRID))).float()
     prompts = generate_prompts(anomaly, margin, features, FRAME, replace(options, prototype_features=prototype))
-    assert prompts.threshold == pytest.approx(max(0.5, 0.8 * anomaly.max()))
+    assert prompts.threshold == pytest.approx(0.8 * anomaly.max())
     (own,) = prompts.sets
     region = anomaly >= prompts.threshold
     assert own.area == region.sum()

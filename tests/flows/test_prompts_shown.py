@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cascade.configs.schema import PromptConfig, ScoreConfig
 from cascade.tasks.aggregate import MEAN
 from cascade.tasks.score import STEPS, top_mean
 from tests.flows.conftest import Bench, Cli
@@ -77,6 +78,33 @@ def test_every_image_score_is_a_column_of_its_own(cli: Cli, bench: Bench, tmp_pa
         for name in ("clip_score", "max_score", "top_score"):
             assert row[f"image_auroc_{name}"] == pytest.approx(roc_auc_score(rows["label"].astype(int), rows[name]))
         assert row["image_auroc"] == row["image_auroc_top_score"]
+
+
+def test_the_image_score_may_be_the_mean_of_two(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    _, _, _, images = finished_run(cli, bench, tmp_path / "out", "score.image_score=clip+top")
+    expected = images[["clip_score", "top_score"]].mean(axis=1)
+    np.testing.assert_allclose(images["image_score"], expected, rtol=1e-12)
+
+
+def test_a_faint_defect_gets_a_prompt_and_an_image_without_one_keeps_the_maps_order(
+    cli: Cli, bench: Bench, tmp_path: Path
+) -> None:
+    """By default; with the floor and the damping of paper_strict it has no mask and ranks below the others."""
+    default = [f"prompt.threshold.rule={PromptConfig().threshold.rule}", f"score.no_prompt={ScoreConfig().no_prompt}"]
+    strict = ["prompt.threshold.rule=max", "score.no_prompt=damp"]
+    _, _, _, every = finished_run(cli, bench, tmp_path / "default", *default)
+    floor = float(every[every["step"] == STEPS[0]]["max_score"].min()) + 1e-3
+    _, _, _, damped = finished_run(cli, bench, tmp_path / "strict", *strict, f"prompt.threshold.absolute={floor}")
+    (faint,) = damped[damped["no_prompt"]]["item"].unique()
+    assert not every[every["item"] == faint]["no_prompt"].any()
+    rows = damped[damped["item"] == faint].set_index("step")["max_score"]
+    assert rows[STEPS[-1]] == pytest.approx(rows[STEPS[0]] / 2, abs=1e-3)
+
+    _, _, _, kept = finished_run(
+        cli, bench, tmp_path / "kept", strict[0], f"prompt.threshold.absolute={floor}", default[1]
+    )
+    rows = kept[kept["item"] == faint].set_index("step")["max_score"]
+    assert rows.nunique() == 1
 
 
 @pytest.mark.parametrize(("share", "count"), [(1e-6, 1), (0.1, 10), (1.0, 100)])
