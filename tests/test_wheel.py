@@ -53,6 +53,11 @@ def test_presets_prompts_models_and_weights_are_inside(names):
     assert {f"cascade/{path.relative_to(ROOT).as_posix()}" for path in data if path.is_file()} <= set(names)
 
 
+def test_the_licence_and_the_mark_of_typed_packages_are_inside(names):
+    assert "cascade/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
 def test_the_console_script_is_declared(names):
     (entry,) = [name for name in names if name.endswith("entry_points.txt")]
     assert entry.startswith("clip_sam_cascade-")
