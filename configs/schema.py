@@ -305,7 +305,7 @@ class RuntimeConfig(Section):
         description="devices that worker processes share out among themselves, each with models of its own",
     )
     runner: Literal["threads", "processes", "dask", "ray"] = Field(
-        "threads", description="where tasks run; Dask and Ray are extras and need the Prefect engine"
+        "threads", description="where tasks run; all but threads need the Prefect engine, Dask and Ray are extras"
     )
     compile: Switch = Field(
         False, description="compile the networks (torch.compile): pays for itself after some hundred images"

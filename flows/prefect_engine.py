@@ -71,7 +71,7 @@ def run_as_flow(
     )(_work_of_this_process)
     token = _WORK.set(worked)
     try:
-        with _heartbeats(), prefect_server(runtime.cluster), hidden_main():
+        with _heartbeats(), prefect_server(), hidden_main():
             as_flow(dict(parameters))
     except Exception as error:
         # Ctrl-C also ends a server that Prefect started for us, which then cannot be told of the crash

@@ -12,13 +12,12 @@ from cascade.flows.cli.console import announce_store, make_console, models_note,
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
-    Engine,
     EngineOption,
     RunnerOption,
     SetOption,
     StoreOption,
     as_overrides,
-    require_engine,
+    ready_engine,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from cascade.flows.ablate import Candidates
     from cascade.flows.ablation import Ablation
     from cascade.flows.ablation_plan import PlannedKey
+    from cascade.flows.engine import Engine
 
 _SHOWN_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
 
@@ -50,7 +50,7 @@ def ablate(
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
     store: StoreOption = None,
-    engine: EngineOption = "prefect",
+    engine: EngineOption = None,
     runner: RunnerOption = None,
     devices: DevicesOption = None,
     allow_leak: Annotated[
@@ -63,7 +63,6 @@ def ablate(
     from cascade.flows.ablate import prepare_variants
     from cascade.flows.ablation import new_ablation, read_ablation
     from cascade.flows.outputs import default_folder, link_latest, require_unused
-    from cascade.flows.prefect_server import start_ahead
     from cascade.storage.errors import ConfigError
 
     machine, console = Settings(), make_console()
@@ -82,16 +81,12 @@ def ablate(
         ablation = new_ablation(loaded, variants, store or machine.store, allow_leak=allow_leak)
         folder = out or default_folder(machine.runs, loaded.name)
         require_unused(folder)
-    for variant in ablation.variants:
-        require_engine(variant.experiment, engine)
-    in_reach = all(variant.experiment.runtime.cluster is None for variant in ablation.variants)
-    if engine == "prefect" and in_reach and not dry_run:
-        start_ahead()
-    candidates = prepare_variants(ablation, machine)
     if dry_run:
-        show_plan(ablation, candidates, machine.runs, console)
+        show_plan(ablation, prepare_variants(ablation, machine), machine.runs, console)
         return
-    ablation, table = carry_out(ablation, candidates, folder, engine, console)
+    chosen = ready_engine(engine, [each.experiment for each in ablation.variants], console)
+    candidates = prepare_variants(ablation, machine)
+    ablation, table = carry_out(ablation, candidates, folder, chosen, console)
     link_latest(folder)
     if table is not None:
         show_ablation(ablation, table, console)
@@ -111,7 +106,6 @@ def carry_out(
     from cascade.flows.ablation import VariantState, write_ablation
     from cascade.flows.ablation_outputs import finished_table, write_failures, write_plots, write_tables
     from cascade.flows.evaluate import Executor
-    from cascade.flows.local_engine import execute_locally
     from cascade.flows.prepare import Prepared
     from cascade.flows.progress import RichReporter
     from cascade.flows.reading import remember_checked
@@ -135,14 +129,9 @@ def carry_out(
             )
 
         try:
-            if engine == "local":
-                ended = work(execute_locally)
-            else:
-                from cascade.flows.prefect_engine import execute_on_prefect, run_as_flow
-
-                runtime = max((each.run.experiment.runtime for each in ready), key=lambda own: own.workers)
-                parameters = {"grid": ablation.name, "variants": [each.changes for each in ablation.variants]}
-                ended = run_as_flow("ablate", ablation.name, parameters, runtime, lambda: work(execute_on_prefect))
+            runtime = max((each.run.experiment.runtime for each in ready), key=lambda own: own.workers)
+            parameters = {"grid": ablation.name, "variants": [each.changes for each in ablation.variants]}
+            ended = engine.work_on("ablate", ablation.name, parameters, runtime, work)
         except KeyboardInterrupt:
             console.print(f"cascade ablate --resume {folder} goes on from here", soft_wrap=True, highlight=False)
             raise

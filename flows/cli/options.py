@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from cascade.configs.schema import Experiment
-    from cascade.flows.evaluate import Reporter, StageResult
-    from cascade.tasks.stage import Run
+    from rich.console import Console
 
-Engine = Literal["prefect", "local"]
+    from cascade.configs.schema import Experiment
+    from cascade.flows.engine import Engine
+
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Folder of images, dataset root or table.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key, e.g. prompt.positives=5.")]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the artefacts.")]
@@ -25,7 +25,10 @@ RunnerOption = Annotated[
 DevicesOption = Annotated[
     str | None, typer.Option("--devices", help="Devices for worker processes to share, e.g. cuda:0,cuda:1.")
 ]
-EngineOption = Annotated[Engine, typer.Option(help="Prefect, or plain Python without a server.")]
+EngineOption = Annotated[
+    Literal["local", "prefect"] | None,
+    typer.Option(help="local, or prefect where PREFECT_API_URL is set or --runner needs it, unless said here."),
+]
 
 
 def load_with_options(
@@ -33,20 +36,17 @@ def load_with_options(
     dataset: Path | None,
     overrides: list[str] | None,
     *,
-    engine: Engine = "prefect",
     runner: str | None = None,
     devices: str | None = None,
 ) -> Experiment:
     """A preset or YAML file with the options laid over it.
 
     Raises:
-        ConfigError: a key or value does not fit, or the local engine is asked for other processes.
+        ConfigError: a key or value does not fit.
     """
     from cascade.configs.loader import load_experiment
 
-    experiment = load_experiment(source, as_overrides(dataset, overrides, runner=runner, devices=devices))
-    require_engine(experiment, engine)
-    return experiment
+    return load_experiment(source, as_overrides(dataset, overrides, runner=runner, devices=devices))
 
 
 def as_overrides(
@@ -60,21 +60,19 @@ def as_overrides(
     return [*given, *(overrides or [])]
 
 
-def require_engine(experiment: Experiment, engine: Engine) -> None:
-    """Raise ``ConfigError`` if the local engine is asked for other processes."""
-    from cascade.storage.errors import ConfigError
+def ready_engine(
+    asked: Literal["local", "prefect"] | None, experiments: Iterable[Experiment], console: Console
+) -> Engine:
+    """The engine of a command. If it is Prefect, say so: what it needs starts now, and takes some silent seconds.
 
-    if engine == "local" and experiment.runtime.runner != "threads":
-        raise ConfigError(f"runtime.runner '{experiment.runtime.runner}' needs --engine prefect")
+    Raises:
+        ConfigError: it cannot run these experiments, or the configured server does not answer.
+    """
+    from cascade.flows.engine import choose_engine
 
-
-def evaluator(engine: Engine) -> Callable[[Run, Reporter], Sequence[StageResult]]:
-    """What runs all stages of a run on an engine; Prefect is imported only if it is asked for."""
-    if engine == "local":
-        from cascade.flows.evaluate import evaluate
-        from cascade.flows.local_engine import execute_locally
-
-        return lambda run, reporter: evaluate(run, execute_locally, reporter)
-    from cascade.flows.prefect_engine import evaluate_on_prefect
-
-    return evaluate_on_prefect
+    engine = choose_engine(asked, [each.runtime for each in experiments])
+    if engine.name == "prefect":
+        whose = "a server for this run" if engine.server is None else f"server {engine.server}"
+        console.print(f"starting Prefect, {whose} ...", soft_wrap=True, highlight=False)
+    engine.get_ready()
+    return engine

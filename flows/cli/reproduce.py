@@ -9,7 +9,7 @@ import typer
 
 from cascade.flows.cli.ablate import carry_out
 from cascade.flows.cli.console import make_console, models_note, plain
-from cascade.flows.cli.options import EngineOption, SetOption, StoreOption
+from cascade.flows.cli.options import EngineOption, SetOption, StoreOption, ready_engine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def reproduce(
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
     store: StoreOption = None,
-    engine: EngineOption = "prefect",
+    engine: EngineOption = None,
 ) -> None:
     """Print ours, the paper's and the difference; say what is missing, and how to get it.
 
@@ -53,8 +53,10 @@ def reproduce(
     if not planned.parts:
         _print_lines("missing", "red", planned.missing)
         raise typer.Exit(2)
+    variants = [each.experiment for part in planned.parts.values() for each in part.ablation.variants]
+    chosen = ready_engine(engine, variants, console)
     ended = {
-        name: carry_out(part.ablation, part.candidates, folder / name, engine, console)[0]
+        name: carry_out(part.ablation, part.candidates, folder / name, chosen, console)[0]
         for name, part in planned.parts.items()
     }
     runs = {name: runs_of(part, ended[name]) for name, part in planned.parts.items()}

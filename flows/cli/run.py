@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,13 +20,12 @@ from cascade.flows.cli.console import (
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
-    Engine,
     EngineOption,
     RunnerOption,
     SetOption,
     StoreOption,
-    evaluator,
     load_with_options,
+    ready_engine,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def run(
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the tables; a new one under runs/ by default.")] = None,
     store: StoreOption = None,
-    engine: EngineOption = "prefect",
+    engine: EngineOption = None,
     runner: RunnerOption = None,
     devices: DevicesOption = None,
     allow_leak: Annotated[
@@ -55,7 +54,7 @@ def run(
     ] = False,
 ) -> None:
     """Evaluate an experiment on a dataset; what the store has is not computed again."""
-    loaded = load_with_options(experiment, dataset, settings, engine=engine, runner=runner, devices=devices)
+    loaded = load_with_options(experiment, dataset, settings, runner=runner, devices=devices)
     run_and_show(loaded, out, store, engine, allow_leak, intervals, skip_bad)
 
 
@@ -63,7 +62,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the photographs, the store, and a new folder of tables.")] = Path(
         "runs/demo"
     ),
-    engine: EngineOption = "prefect",
+    engine: EngineOption = None,
 ) -> None:
     """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
     from cascade.flows.generate import generate_dataset
@@ -82,7 +81,7 @@ def run_and_show(
     experiment: Experiment,
     out: Path | None,
     store: Path | None,
-    engine: Engine,
+    asked: Literal["local", "prefect"] | None,
     allow_leak: bool,
     intervals: bool = False,
     skip_bad: bool = False,
@@ -92,7 +91,6 @@ def run_and_show(
     from cascade.flows.evaluate import plan
     from cascade.flows.history import remember_run
     from cascade.flows.outputs import default_folder, require_unused, write_run
-    from cascade.flows.prefect_server import start_ahead
     from cascade.flows.prepare import prepare, require_metrics
     from cascade.flows.progress import RichReporter
     from cascade.flows.reading import remember_checked
@@ -103,8 +101,7 @@ def run_and_show(
     machine, console = Settings(), make_console()
     folder = out or default_folder(machine.runs, experiment.name)
     require_unused(folder)
-    if engine == "prefect" and experiment.runtime.cluster is None:
-        start_ahead()
+    engine = ready_engine(asked, [experiment], console)
     prepared = prepare(experiment, store or machine.store, machine, allow_leak=allow_leak, skip_bad=skip_bad)
     if intervals:
         require_metrics(prepared.run.manifest, "--ci")
@@ -115,14 +112,14 @@ def run_and_show(
     console.print(f"CLIP is told: {plain(told)}", soft_wrap=True, highlight=False)
     show_problems(console, prepared.images.report.warnings)
     with RichReporter(console) as reporter:
-        results = evaluator(engine)(prepared.run, reporter)
+        results = engine.evaluate(prepared.run, reporter)
     bounds = None
     if intervals:
         from cascade.tasks.uncertainty import result_intervals
 
         with spinner("drawing images"):
             bounds = result_intervals(prepared.run)
-    table = write_run(folder, prepared, results, engine, bounds)
+    table = write_run(folder, prepared, results, engine.name, bounds)
     try:
         remember_run(machine.runs, folder)
     except (PipelineError, OSError) as error:

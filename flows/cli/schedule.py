@@ -8,7 +8,14 @@ import typer
 
 from cascade.flows.cli.compare import AllowVanishedOption, MaxDropOption
 from cascade.flows.cli.console import make_console, plain
-from cascade.flows.cli.options import DatasetOption, EngineOption, SetOption, StoreOption, evaluator, load_with_options
+from cascade.flows.cli.options import (
+    DatasetOption,
+    EngineOption,
+    SetOption,
+    StoreOption,
+    load_with_options,
+    ready_engine,
+)
 
 ExperimentArgument = Annotated[str, typer.Argument(help="Preset (mini, paper, paper_strict, quality) or YAML file.")]
 
@@ -18,7 +25,7 @@ def reevaluate(
     dataset: DatasetOption = None,
     settings: SetOption = None,
     store: StoreOption = None,
-    engine: EngineOption = "prefect",
+    engine: EngineOption = None,
     max_drop: MaxDropOption = None,
     allow_vanished: AllowVanishedOption = False,
 ) -> None:
@@ -30,15 +37,16 @@ def reevaluate(
 
     limits = parse_limits(max_drop or [])
     machine, console = Settings(), make_console()
-    loaded = load_with_options(experiment, dataset, settings, engine=engine)
+    loaded = load_with_options(experiment, dataset, settings)
+    chosen = ready_engine(engine, [loaded], console)
     with RichReporter(console) as reporter:
         found = again(
             loaded,
             store or machine.store,
             machine,
-            evaluator(engine),
+            chosen.evaluate,
             reporter,
-            engine=engine,
+            engine=chosen.name,
             limits=limits,
             allow_vanished=allow_vanished,
         )

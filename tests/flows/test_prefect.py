@@ -123,7 +123,9 @@ def test_an_ablation_is_one_flow_run(bench: Bench, tmp_path: Path, cli: Cli, mon
     (tmp_path / "grid.yaml").write_text("axes: {grid: {score.weight: [0.2, 0.8]}}", encoding="utf-8")
     given = [part for part in bench.arguments()[2:] if part not in ("--engine", "local")]
     before = flow_runs()
-    assert cli("ablate", tmp_path / "grid.yaml", *given, "--out", tmp_path / "on_prefect").code == 0
+    assert (
+        cli("ablate", tmp_path / "grid.yaml", *given, "--engine", "prefect", "--out", tmp_path / "on_prefect").code == 0
+    )
     assert flow_runs() == before + 1
     names = Counter(each.name.split("-")[0] for each in last_task_runs(expected=10))
     assert names == dict.fromkeys(("embed", "tokens", "localise", "prompt", "refine"), 1) | dict.fromkeys(

@@ -4,45 +4,37 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.flows.conftest import Cli
+from tests.flows.conftest import Bench, Cli
 
 pytestmark = pytest.mark.xdist_group("prefect")
 
 ASK = """
-import sys
+import os, sys
 from cascade.flows.prefect_server import prefect_server, start_ahead
 start_ahead()
 with prefect_server():
     from prefect.client.orchestration import get_client
     with get_client(sync_client=True) as client:
         client.hello().raise_for_status()
-        print(str(client.api_url))
+        print(str(client.api_url), os.environ["PREFECT_HOME"])
 assert "prefect.server.api.server" not in sys.modules
 """
-
-LEAVE = """
-from cascade.flows.prefect_server import _start, prefect_server, start_ahead
-start_ahead()
-print(_start()[0].wait(timeout=60))
-with prefect_server():
-    from prefect.settings import PREFECT_API_URL
-    print(PREFECT_API_URL.value())
-"""
-
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from cascade.flows.prefect_server import _start
-Path(sys.argv[1]).write_text(str(_start()[0].pid))
+Path(sys.argv[1]).write_text(str(_start().process.pid))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -63,8 +55,11 @@ def python(code: str, home: Path, **more: str) -> list[str]:
 
 
 def test_the_server_is_not_loaded_here_and_ends_with_the_process(tmp_path: Path) -> None:
-    (address,) = python(ASK, tmp_path)
+    (line,) = python(ASK, tmp_path)
+    address, home = line.split()
     assert address.startswith("http://127.0.0.1:")
+    assert home != str(tmp_path)
+    assert not Path(home).exists()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}health")
 
@@ -84,42 +79,57 @@ def test_the_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> Non
     pytest.fail("the server goes on")
 
 
-def test_a_configured_server_is_left_alone(tmp_path: Path) -> None:
-    configured = "http://127.0.0.1:9/api"
-    assert python(LEAVE, tmp_path, PREFECT_API_URL=configured) == ["0", configured]
-    assert not (tmp_path / "prefect.db").exists()
+def later_database(path: Path) -> None:
+    """A database that a version of Prefect made which this one does not know."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
+        database.commit()
 
 
-def test_a_server_that_does_not_come_up_is_left_to_prefect(server: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_API_URL
-
-    from cascade.flows import prefect_server
-
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    monkeypatch.setattr(prefect_server, "server_is_ours", lambda: True)
-    monkeypatch.setattr(prefect_server, "_start", lambda: (gone, "http://127.0.0.1:9/api"))
-    before = PREFECT_API_URL.value()
-    with prefect_server.prefect_server():
-        assert PREFECT_API_URL.value() == before
+def test_neither_prefects_home_nor_the_users_is_needed(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file, in which nothing can be read or written", encoding="utf-8")
+    homeless = "import pwd; pwd.getpwuid = lambda user: {}[user]; import os; del os.environ['HOME']\n"
+    ended = command(bench, tmp_path / "home", program=homeless + PROGRAM)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "starting Prefect, a server for this run ...\n" in ended.stdout
 
 
-def test_the_workers_of_a_cluster_are_not_sent_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_API_URL
+def test_a_server_that_cannot_start_says_why_in_one_line(bench: Bench, tmp_path: Path) -> None:
+    later_database(tmp_path / "later.db")
+    begin = time.monotonic()
+    database = f"sqlite+aiosqlite:///{tmp_path}/later.db"
+    ended = command(bench, tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
+    assert ended.returncode == 5
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: Prefect's server cannot start (")
+    assert "Can't locate revision" in line
+    assert "--engine local" in line
+    assert time.monotonic() - begin < 60  # some seconds on a machine that does nothing else
 
-    from cascade.flows import prefect_server
 
-    monkeypatch.setattr(prefect_server, "server_is_ours", lambda: True)
-    monkeypatch.setattr(prefect_server, "_start", lambda: pytest.fail("started one"))
-    before = PREFECT_API_URL.value()
-    with prefect_server.prefect_server("tcp://scheduler:8786"):
-        assert PREFECT_API_URL.value() == before
+PROGRAM = "from cascade.flows.cli import main; main()"
 
 
-@pytest.mark.parametrize("command", [("run", "mini"), ("ablate", "table2")])
-def test_it_starts_while_images_are_checked(cli: Cli, started_ahead: list[bool], command: tuple[str, str]) -> None:
-    assert cli(*command, "--dataset", "nowhere", "--engine", "local").code
-    cluster = ("--runner", "dask", "--set", "runtime.cluster=tcp://scheduler:8786")
-    assert cli(*command, "--dataset", "nowhere", *cluster).code
+def command(bench: Bench, home: Path, program: str = PROGRAM, **more: str) -> subprocess.CompletedProcess[str]:
+    """`cascade run --engine prefect` of a finished run, without a server."""
+    arguments = ["prefect" if part == "local" else part for part in bench.arguments()]
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--out", "out"],
+        cwd=bench.store.parent,
+        env=without_server(home) | more,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+@pytest.mark.parametrize("words", [("run", "mini"), ("ablate", "table2"), ("reevaluate", "mini")])
+def test_it_starts_while_images_are_checked(
+    cli: Cli, started_ahead: list[bool], words: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert cli(*words, "--dataset", "nowhere", "--engine", "local").code
     assert not started_ahead
-    assert cli(*command, "--dataset", "nowhere").code
+    assert cli(*words, "--dataset", "nowhere", "--engine", "prefect").code
     assert started_ahead == [True]

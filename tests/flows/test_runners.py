@@ -61,7 +61,7 @@ def in_words(bench: Bench, *more: object) -> list[str]:
     """Arguments of a command that leave its engine to the runner."""
     given = [part for part in bench.arguments()[2:] if part not in ("--engine", "local")]
     shards = [part for setting in SHARDS for part in ("--set", setting)]
-    return [*given, *shards, "--engine", "prefect", *map(str, more)]
+    return [*given, *shards, *map(str, more)]
 
 
 DOORS = {
@@ -150,11 +150,6 @@ def test_a_killed_worker_loses_nothing(empty: Bench, reference: Outcome) -> None
     assert killed
     assert outcome.recorder.writes == reference.recorder.writes
     assert_same(outcome.prepared.run, reference.prepared.run)
-
-
-def test_other_processes_need_the_prefect_engine() -> None:
-    with pytest.raises(ConfigError, match="needs --engine prefect"):
-        load_with_options("mini", None, None, engine="local", runner="processes")
 
 
 def test_options_become_the_runtime() -> None:
