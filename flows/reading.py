@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cascade.configs.schema import DatasetConfig, Experiment
 from cascade.flows.words import check_words, words_used
@@ -26,7 +27,7 @@ from cascade.storage.errors import ConfigError, DataError
 from cascade.storage.keys import StageKey
 from cascade.storage.names import printable
 
-_CHECK_VERSION = 2
+_CHECK_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def remember_checked(images: Images, store: Path) -> None:
     if fresh:
         with artefact.writing(fresh, {}):
             for pair in sorted(fresh):
-                peak, marked = found[pair].peak, found[pair].marked
-                artefact.write(pair, {}, {"peak": peak, "marked": marked and [marked.share, marked.border]})
+                own, marked = found[pair], found[pair].marked
+                shares = marked and [marked.share, marked.border]
+                artefact.write(pair, {}, {"peak": own.peak, "marked": shares, "colours": own.colours})
 
 
 def lines_of(problems: Iterable[Problem]) -> tuple[str, ...]:
@@ -156,11 +158,9 @@ def _checked(store: Path) -> Artefact:
     return Store(store).artefact(StageKey("check", _CHECK_VERSION, {}))
 
 
-def _pixels(stored: Mapping[str, object]) -> Pixels:
-    peak, marked = stored["peak"], stored["marked"]
-    return Pixels(
-        float(peak) if isinstance(peak, int | float) else None, Marked(*marked) if isinstance(marked, list) else None
-    )
+def _pixels(stored: Mapping[str, Any]) -> Pixels:
+    marked = stored["marked"]
+    return Pixels(stored["peak"], marked and Marked(*marked), stored["colours"])
 
 
 def _pair(record: ImageRecord) -> str:

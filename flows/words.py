@@ -14,11 +14,46 @@ _RUNS = re.compile(r"[^\W\d_]+|\d+")
 _FOLDERS = frozenset(
     [
         *("photo", "photos", "photograph", "photographs", "picture", "pictures", "pic", "pics", "foto", "fotos"),
-        *("image", "images", "img", "imgs", "bilder", "frame", "frames", "scan", "scans", "file", "files", "capture"),
+        *(
+            "image",
+            "images",
+            "img",
+            "imgs",
+            "bild",
+            "bilder",
+            "aufnahmen",
+            "frame",
+            "frames",
+            "scan",
+            "scans",
+            "file",
+            "files",
+            "capture",
+        ),
         *("data", "dataset", "datasets", "set", "test", "tests", "train", "val", "validation", "input", "inputs"),
         *("new", "neu", "neuer", "old", "copy", "folder", "ordner", "directory", "dir", "untitled", "tmp", "temp"),
         *("class", "category", "cat", "part", "object", "item", "sample", "samples", "batch", "run", "default", "misc"),
-        *("camera", "cam", "line", "station", "png", "jpg", "jpeg", "tif", "tiff", "bmp", "my", "our", "the", "of"),
+        *(
+            "camera",
+            "cam",
+            "line",
+            "station",
+            "export",
+            "output",
+            "results",
+            "dsc",
+            "dcim",
+            "png",
+            "jpg",
+            "jpeg",
+            "tif",
+            "tiff",
+            "bmp",
+            "my",
+            "our",
+            "the",
+            "of",
+        ),
     ]
 )
 """What folders are called that say nothing of what they show."""
@@ -35,9 +70,11 @@ def words_used(words: Mapping[str, str], manifest: Manifest) -> dict[str, str]:
     """What CLIP is told of each category: ``words`` where they name it, else the category's own name.
 
     Raises:
-        ConfigError: ``words`` names a category that is not in the manifest.
+        ConfigError: ``words`` names a category that is not in the manifest, or says nothing of one.
     """
-    for category in words:
+    for category, told in words.items():
+        if not told.strip():
+            raise ConfigError(f"dataset.words: nothing is said of '{category}'; say what it shows")
         if category not in manifest.categories:
             raise ConfigError(f"dataset.words: no category '{category}'; {nearest(category, manifest.categories)}")
     return {category: words.get(category, category) for category in manifest.categories}

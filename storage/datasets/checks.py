@@ -109,16 +109,19 @@ def _check_paths(entries: Iterable[Entry]) -> list[Problem]:
 
 
 def _check_stems(entries: Iterable[Entry]) -> list[Problem]:
-    """Images of one folder of which one may be the mask or another form of the other."""
+    """Images of which one may be the mask or another form of another, by their names."""
     by_stem: defaultdict[str, list[Entry]] = defaultdict(list)
+    by_name: dict[str, Entry] = {}
     for entry in entries:
         by_stem[stem_of(entry.path)].append(entry)
+        by_name.setdefault(stem_of(entry.path.rpartition("/")[2]), entry)
     problems = []
-    for stem, members in by_stem.items():
+    for members in list(by_stem.values()):
         first = members[0].path
-        owner = image_stem(first)
-        if owner != stem and owner in by_stem:
-            message = f"has the name of a mask of {by_stem[owner][0].path}, but is listed as an image; move it away"
+        name = first.rpartition("/")[2]
+        if image_stem(name) != stem_of(name) and image_stem(name) in by_name:
+            owner = by_stem.get(image_stem(first), [by_name[image_stem(name)]])[0].path
+            message = f"has the name of a mask of {owner}, but is listed as an image; move it away"
             problems.append(Problem("error", "mask-as-image", first, message, first))
         if len(members) > 1 and all(entry.mask_path is None for entry in members):
             message = f"has the name of {first}; if one is the mask or a copy of the other, move it away"

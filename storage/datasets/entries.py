@@ -39,10 +39,12 @@ class Pixels:
     Attributes:
         peak: the largest sample of an image with more than 8 bits; None for others.
         marked: how much the mask marks; None without one.
+        colours: how many colours the image has, if 1 or 2; None for more.
     """
 
     peak: float | None = None
     marked: Marked | None = None
+    colours: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
             problems += found
         if pixels is not None:
             _check_marked(entry, pixels, look)
+            problems += _few_colours(entry, pixels)
     except _Found as found:
         image_path = None if found.kind == "link" else entry.path
         return Checked(entry, (Problem("error", found.kind, found.path, found.message, image_path),))
@@ -131,13 +134,14 @@ def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
 
 
 def _check_name(entry: Entry) -> None:
+    """Stems become names of an export, and every path stands in a table."""
     try:
-        for path in filter(None, (entry.path, entry.mask_path)):
-            if path.isprintable() or not PurePosixPath(path).name:
-                continue
-            safe_path(path, "path", nested=True)
-        if PurePosixPath(entry.path).name not in ("", ".."):
-            safe_path(PurePosixPath(entry.path).stem, "file name")
+        for path in (entry.path, entry.mask_path):
+            if path is not None and not path.isprintable():
+                safe_path(path, "path", nested=True)
+        stem = PurePosixPath(entry.path).stem
+        if stem != "..":  # which is outside the dataset
+            safe_path(stem, "file name")
     except DataError as error:
         raise _Found("name", entry.path, str(error)) from error
 
@@ -158,8 +162,7 @@ def _check_mask(listing: Listing, entry: Entry, path: str, image: _File) -> _Fil
     if listing.leaves(path) == "escape":
         raise _Found("escape", path, "this mask is outside the dataset; use a relative path to a file inside")
     parts = []
-    for each in _read(mask_files, listing.root / path, path, "mask"):
-        own = each.relative_to(listing.root).as_posix()
+    for own in _mask_parts(listing, path):
         parts.append(_check_file(listing, own, "mask"))
         if parts[-1].size != image.size:
             sizes = " but its image {} is ".join(f"{width}x{height}," for height, width in (parts[-1].size, image.size))
@@ -181,30 +184,50 @@ def _turned(entry: Entry, image: _File, mask: _File | None) -> list[Problem]:
 
 def _check_pixels(listing: Listing, entry: Entry, header: Header, look: Look) -> tuple[Pixels, list[Problem]]:
     image = listing.root / entry.path
+    peak, colours = None, None
     if header.deep:
         peak = _read(largest_value, image, entry.path, "image")
+        colours = 1 if peak == 0 else None
     else:
-        peak = None
-        _read(read_image, image, entry.path, "image")
+        colours = _colours(_read(read_image, image, entry.path, "image"))
     if entry.mask_path is None:
-        return Pixels(peak), []
-    parts = [
-        _mask_pixels(each, each.relative_to(listing.root).as_posix(), ids=listing.masks_hold_ids)
-        for each in mask_files(listing.root / entry.mask_path)
-    ]
-    mask = united(parts)
+        return Pixels(peak, None, colours), []
+    mask = united([_mask_pixels(listing, own) for own in _mask_parts(listing, entry.mask_path)])
     if entry.label == 1 and not mask.any():
         raise _Found("empty-mask", entry.mask_path, f"marks nothing, but {entry.path} is defective; redraw it")
     if entry.label == 0 and mask.any():
         message = f"marks a defect, but {entry.path} is normal; correct the label"
         raise _Found("marked-normal", entry.mask_path, message)
-    return Pixels(peak, Marked.of(mask)), _check_frame(entry, mask, look)
+    return Pixels(peak, Marked.of(mask), colours), _check_frame(entry, mask, look)
 
 
-def _mask_pixels(file: Path, path: str, *, ids: bool) -> npt.NDArray[np.bool_]:
-    codes = _read(read_mask_codes, file, path, "mask")
+def _colours(image: npt.NDArray[np.uint8]) -> int | None:
+    """1 or 2 if an image [H, W, 3] has no more colours."""
+    for step in (16, 1):  # most images show at once that they have more
+        part = image[::step, ::step].astype(np.int32)
+        found = np.unique(part[..., 0] << 16 | part[..., 1] << 8 | part[..., 2]).size
+        if found > 2:
+            return None
+    return found
+
+
+def _few_colours(entry: Entry, pixels: Pixels) -> list[Problem]:
+    if pixels.colours is None:
+        return []
+    told = "is of one colour; restore it" if pixels.colours == 1 else "has two colours, as a mask has; move it away"
+    return [Problem("warning", "few-colours", entry.path, f"{told}, unless it is a photograph")]
+
+
+def _mask_parts(listing: Listing, path: str) -> list[str]:
+    """The mask's file, or those of its folder, relative to the root."""
+    whole = listing.root / path
+    return [path if each == whole else f"{path}/{each.name}" for each in _read(mask_files, whole, path, "mask")]
+
+
+def _mask_pixels(listing: Listing, path: str) -> npt.NDArray[np.bool_]:
+    codes = _read(read_mask_codes, listing.root / path, path, "mask")
     values = np.unique(codes)
-    if values.size > 2 and not ids:
+    if values.size > 2 and not listing.masks_hold_ids:
         message = f"{values.size} different values; threshold it so that it holds 0 and one other value"
         raise _Found("mask-values", path, message)
     if values.size > 1 and values[0] > 0:

@@ -23,7 +23,7 @@ class FileTree:
     Attributes:
         root: absolute, links resolved.
         files: paths below it, POSIX, sorted.
-        problems: links that were not followed and folders that may not be read.
+        problems: links that were not followed, folders that may not be read, hidden images.
     """
 
     root: Path
@@ -55,6 +55,7 @@ def list_files(root: Path, *, follow_links: bool = False) -> FileTree:
     """Walk ``root`` (absolute, resolved). Links inside the root are followed, others if ``follow_links``."""
     files: list[str] = []
     problems: list[Problem] = []
+    hidden: list[str] = []
     # A folder's path as shown, where it is, and the folders above it, so that links in a circle end.
     waiting = [("", root, frozenset({root}))]
     while waiting:
@@ -66,19 +67,25 @@ def list_files(root: Path, *, follow_links: bool = False) -> FileTree:
             problems.append(Problem("error", "unreadable-folder", prefix.rstrip("/") or ".", message))
             continue
         for entry in entries:
+            path, place, is_folder = prefix + entry.name, folder / entry.name, entry.is_dir(follow_symlinks=False)
             if entry.name.startswith("."):
+                if is_image(entry.name[1:]) and not is_folder:
+                    hidden.append(path)
                 continue
-            path, place = prefix + entry.name, folder / entry.name
             if entry.is_symlink():
                 place = _target(place)
+                is_folder = place.is_dir()
                 if not follow_links and not place.is_relative_to(root):
-                    if place.is_dir() or is_image(entry.name):
+                    if is_folder or is_image(entry.name):
                         problems.append(Problem("error", "link", path, LINK_MESSAGE))
                     continue
-            if not place.is_dir():
+            if not is_folder:
                 files.append(path)
             elif place not in above:
                 waiting.append((f"{path}/", place, above | {place}))
+    if hidden:
+        message = f"{len(hidden)} hidden left aside: their names begin with a dot"
+        problems.append(Problem("note", "hidden", min(hidden), message))
     return FileTree(root, tuple(sorted(files)), tuple(problems))
 
 

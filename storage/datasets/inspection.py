@@ -18,6 +18,7 @@ the severity:
     oversized-image     error     more pixels than ``images.MAX_PIXELS``
     depth               warning   more than 8 bits, read with a white that the dataset's largest value gave
     beyond-full-scale   error     more than 8 bits, with values beyond the white that was given
+    few-colours         warning   an image of one or two colours: empty, or a mask (full level)
     same-name           error     defective images without masks that differ in the extension; others: a warning
     mask-as-image       error     an image that is called like the mask of another
     missing-mask        error     a defective image whose mask is not there, in layouts that have one for each
@@ -37,7 +38,7 @@ the severity:
     turned              warning   EXIF turns the photograph and not its mask
     vanishing           warning   defects that leave no pixel in the evaluation frame (full level)
     unread, skipped, unread-table   warning   images, pictures of other formats, a table: there, but not read
-    aside, no-pictures  note      other splits, and files that are no pictures
+    aside, no-pictures, hidden   note      other splits, and files that are no pictures
     duplicate           warning   two images with the same bytes; an error when labels or masks differ
     case-collision      warning   paths that differ in upper and lower case only
     absent-category     warning   a listed category without a single file (layout ``visa``)

@@ -80,8 +80,9 @@ def _of_tree(tree: FileTree) -> str:
         return TABLE
     if tree.images:
         return "beside" if not mask_folders(tree) and beside(tree.images) else "folder"
-    if tree.problems:
-        first, more = tree.problems[0], len(tree.problems) - 1
+    faults = [problem for problem in tree.problems if problem.severity == "error"]
+    if faults:
+        first, more = faults[0], len(faults) - 1
         rest = f" (and {more} more)" if more else ""
         raise DataError(f"{tree.root}: no images; {first.path}: {first.message}{rest}")
     tables = " or ".join(FILE_NAMES)

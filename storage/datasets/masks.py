@@ -6,7 +6,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,9 @@ def is_mask_folder(name: str) -> bool:
 
 def stem_of(path: str) -> str:
     """``path`` without its extension, for comparison."""
-    return spelled(PurePosixPath(path).with_suffix("").as_posix())
+    folder, slash, name = path.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return spelled(f"{folder}{slash}{stem if dot and stem else name}")
 
 
 def image_stem(mask: str) -> str:

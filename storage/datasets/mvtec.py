@@ -21,7 +21,7 @@ from pathlib import PurePosixPath
 from cascade.storage.datasets.files import FileTree
 from cascade.storage.datasets.listing import Entry, Listing, names_normal
 from cascade.storage.datasets.manifest import Split
-from cascade.storage.datasets.masks import MaskIndex, is_mask_folder
+from cascade.storage.datasets.masks import MaskIndex, image_stem, is_mask_folder, stem_of
 from cascade.storage.datasets.problems import Problem
 from cascade.storage.errors import DataError
 
@@ -100,7 +100,7 @@ def _categories(tree: FileTree) -> dict[str, _Category]:
     for path in tree.images:
         parts = path.split("/")
         for depth, part in enumerate(parts[:-1]):
-            if not is_mask_folder(part):
+            if not _holds_masks(part, parts[-1]):
                 continue
             above = depth - 1 if depth and parts[depth - 1].casefold() in _TEST else depth
             if (folder := "/".join(parts[:above])) in known:
@@ -117,7 +117,14 @@ def _images(tree: FileTree) -> Iterator[tuple[str, Split, str, str]]:
             name = part.casefold()
             if name not in (*_TEST, "train"):
                 continue
-            if not is_mask_folder(parts[depth + 1]):
+            if not any(_holds_masks(folder, parts[-1]) for folder in parts[depth + 1 : -1]):
                 split: Split = "train" if name == "train" else "test"
                 yield "/".join(parts[:depth]), split, "/".join(parts[depth + 1 :]), path
             break
+
+
+def _holds_masks(folder: str, name: str) -> bool:
+    """Whether ``name`` in a folder of a split is a mask; ``label`` may be a kind of defect, too."""
+    return is_mask_folder(folder) and (
+        folder.casefold() not in ("label", "labels") or image_stem(name) != stem_of(name)
+    )

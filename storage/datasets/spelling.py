@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from cascade.storage.datasets.listing import is_plain
 from cascade.storage.datasets.masks import spelled
 
 
-def as_on_disk(root: Path, path: str, home: Path | None = None) -> str:
-    """A path from a table, relative to ``root`` (absolute, resolved), POSIX, spelled as its file is.
+class Spelling:
+    """Finds the files of one table; a folder is listed once.
 
-    Backslashes are separators, as on Windows. An absolute path to something below ``root``, or below ``home``, the same
-    folder as it was given, becomes relative. Where there is no such file, the one is taken whose name differs only in
-    case or in the Unicode form of accents, if there is just one. What cannot be made out stays as it is.
+    Backslashes are separators, as on Windows. An absolute path to something in the table's folder becomes relative.
+    Where there is no such file, the one is taken whose name differs only in case or in the Unicode form of accents, if
+    there is just one. What cannot be made out stays as it is.
     """
-    plain = PurePosixPath(path.replace("\\", "/"))
-    for folder in (root, home):
-        if folder is not None and plain.is_relative_to(folder.as_posix()):
-            plain = plain.relative_to(folder.as_posix())
-    written = plain.as_posix()
-    if not is_plain(written) or (root / plain).exists():
-        return written
-    found = root
-    for part in plain.parts:
-        if (found / part).exists():
-            found /= part
-            continue
-        alike = _alike(found, part)
-        if alike is None:
-            return written
-        found = alike
-    return found.relative_to(root).as_posix()
 
+    def __init__(self, folder: Path) -> None:
+        """``folder`` is the table's, as it was given."""
+        self.root = folder.resolve()
+        self._given = folder
+        self._names: dict[Path, dict[str, list[str]]] = {}
 
-def _alike(folder: Path, name: str) -> Path | None:
-    if not folder.is_dir():
-        return None
-    found = [child for child in folder.iterdir() if spelled(child.name) == spelled(name)]
-    return found[0] if len(found) == 1 else None
+    def path(self, written: str) -> str:
+        """A path from the table relative to ``root``, POSIX, spelled as its file is."""
+        plain = PurePosixPath(written.replace("\\", "/"))
+        for folder in (self.root, self._given):
+            if plain.is_relative_to(folder.as_posix()):
+                plain = plain.relative_to(folder.as_posix())
+        if not is_plain(str(plain)) or (self.root / plain).exists():
+            return str(plain)
+        found = self.root
+        for part in plain.parts:
+            alike = [part] if (found / part).exists() else self._alike(found, part)
+            if len(alike) != 1:
+                return str(plain)
+            found /= alike[0]
+        return found.relative_to(self.root).as_posix()
+
+    def _alike(self, folder: Path, name: str) -> list[str]:
+        if folder not in self._names:
+            names: defaultdict[str, list[str]] = defaultdict(list)
+            for child in folder.iterdir() if folder.is_dir() else ():
+                names[spelled(child.name)].append(child.name)
+            self._names[folder] = names
+        return self._names[folder].get(spelled(name), [])

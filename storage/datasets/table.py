@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -28,14 +29,15 @@ import pandas as pd
 from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing, label_from_mask, names_normal
 from cascade.storage.datasets.manifest import ImageRecord, Split
 from cascade.storage.datasets.problems import Problem
-from cascade.storage.datasets.spelling import as_on_disk
+from cascade.storage.datasets.spelling import Spelling
 from cascade.storage.errors import DataError
 
 FILE_NAMES = ("manifest.csv", "manifest.parquet")
 SUFFIXES = (".csv", ".parquet")
 
 _COLUMNS = ("path", "category", "split", "defect", "label", "mask_path")
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_SEPARATORS = (",", ";", "\t")
+_SWITCHES = {"false": "0", "true": "1"}
 _MEANT = {
     "path": ("file", "filename", "file_name", "image", "image_path", "img", "img_path"),
     "category": ("cls_name", "class_name", "object"),
@@ -64,7 +66,7 @@ def read_table(root: Path) -> Listing:
         raise DataError(f"{root}: no {' or '.join(FILE_NAMES)} (layout manifest); name the right root or layout")
     header, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     columns = _columns(path, header)
-    folder = path.parent.resolve()
+    spelling = Spelling(path.parent)
     entries: list[Entry] = []
     problems: list[Problem] = []
     written_by_us = {field.name for field in fields(ImageRecord)}
@@ -77,10 +79,21 @@ def read_table(root: Path) -> Listing:
             if len(cells) > len(columns) and any(cells[len(columns) :]):
                 raise DataError(f"has {len(cells)} cells for {len(columns)} columns; quote cells that hold a separator")
             row = dict.fromkeys(_COLUMNS, "") | dict(zip(columns, cells, strict=False))
-            entries.append(_entry(folder, path.parent, row))
+            entries.append(_entry(spelling, row))
         except DataError as error:
             problems.append(Problem("error", "row", path.name, f"row {number}: {error}", f"row {number}"))
-    return Listing(folder, "manifest", tuple(entries), tuple(problems))
+    return Listing(spelling.root, "manifest", tuple(entries), (*problems, *_shared_masks(entries)))
+
+
+def _shared_masks(entries: Sequence[Entry]) -> list[Problem]:
+    """Rows that have a mask in common: it stands in the table, so it may be meant."""
+    first: dict[str, str] = {}
+    problems = []
+    for entry in entries:
+        if entry.mask_path is not None and first.setdefault(entry.mask_path, entry.path) != entry.path:
+            message = f"is the mask of {first[entry.mask_path]} and of {entry.path}; correct the table if it is not"
+            problems.append(Problem("warning", "shared-mask", entry.mask_path, message))
+    return problems
 
 
 def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -89,7 +102,8 @@ def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
         separator = max(_SEPARATORS, key=first.count)
-        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=separator)]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        rows = [[cell.strip() for cell in row] for row in reader]
     except UnicodeDecodeError:
         raise DataError(f"{path}: not in UTF-8; save it as CSV in UTF-8") from None
     except (OSError, csv.Error) as error:
@@ -134,18 +148,18 @@ def _meant(name: str) -> str | None:
     return close[0] if close else None
 
 
-def _entry(root: Path, home: Path, row: dict[str, str]) -> Entry:
+def _entry(spelling: Spelling, row: dict[str, str]) -> Entry:
     if not row["path"]:
         raise DataError("path is empty")
     split = row["split"].casefold() or "test"
     if split not in get_args(Split):
         raise DataError(f"split is '{row['split']}'; write train or test")
-    mask_path = as_on_disk(root, row["mask_path"], home) if row["mask_path"] else None
-    label = _label(root, row["label"], row["defect"], mask_path)
+    mask_path = spelling.path(row["mask_path"]) if row["mask_path"] else None
+    label = _label(spelling.root, row["label"], row["defect"], mask_path)
     kind = row["defect"] or UNNAMED_DEFECT
     return Entry(
-        path=as_on_disk(root, row["path"], home),
-        category=row["category"] or root.name,
+        path=spelling.path(row["path"]),
+        category=row["category"] or spelling.root.name,
         split=cast(Split, split),
         defect="" if label is None else kind if label else "good",
         label=label,
@@ -159,6 +173,7 @@ def _label(root: Path, label: str, defect: str, mask_path: str | None) -> int | 
         if by_defect is None and mask_path is not None:
             return label_from_mask(root, mask_path)
         return by_defect
+    label = _SWITCHES.get(label.casefold(), label)
     # A column of integers with gaps reaches us as floats.
     if label.removesuffix(".0") not in ("0", "1"):
         raise DataError(f"label is '{label}'; write 0 for normal, 1 for defective, nothing when not known")

@@ -18,7 +18,7 @@ from cascade.storage.datasets.files import FileTree
 from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing
 from cascade.storage.datasets.manifest import Split
 from cascade.storage.datasets.problems import Problem
-from cascade.storage.datasets.spelling import as_on_disk
+from cascade.storage.datasets.spelling import Spelling
 from cascade.storage.errors import DataError
 
 SPLIT_FILE = "split_csv/1cls.csv"
@@ -33,7 +33,7 @@ def read_visa(tree: FileTree) -> Listing:
     Raises:
         DataError: the split file is missing, is no CSV, or lacks a column.
     """
-    root = tree.root
+    root, spelling = tree.root, Spelling(tree.root)
     by_category: defaultdict[str, list[Entry]] = defaultdict(list)
     problems: list[Problem] = []
     for line, row in enumerate(_rows(root / SPLIT_FILE), start=2):
@@ -44,12 +44,12 @@ def read_visa(tree: FileTree) -> Listing:
         label = _LABELS[row["label"]]
         by_category[row["object"]].append(
             Entry(
-                path=as_on_disk(root, row["image"]),
+                path=spelling.path(row["image"]),
                 category=row["object"],
                 split=cast(Split, row["split"]),
                 defect=UNNAMED_DEFECT if label else "good",
                 label=label,
-                mask_path=as_on_disk(root, row["mask"]) if row["mask"] else None,
+                mask_path=spelling.path(row["mask"]) if row["mask"] else None,
                 mask_required=True,
             )
         )

@@ -241,6 +241,21 @@ def mask_among_photographs(root: Path) -> Path:
     return root
 
 
+@case(None, "has the name of a mask", "Mask_images/1_mask.png")
+def masks_in_a_folder_of_another_name(root: Path) -> Path:
+    for n in range(2):
+        save(photo(n), root / f"Images/{n}.png")
+    save(blob(), root / "Mask_images/1_mask.png")
+    return root
+
+
+@case((3, 2), "is of one colour")
+def black_photograph(root: Path) -> Path:
+    tree(root)
+    save(np.zeros((SIDE, SIDE), np.uint8), root / "screw/test/good/black.png")
+    return root
+
+
 # Turned photographs
 
 
@@ -467,6 +482,11 @@ def climbing_visa(root: Path) -> Path:
 @case(None, "dataset.words: no category 'photo'", "did you mean 'photos'", options=('dataset.words={"photo": "nut"}',))
 def photos(root: Path) -> Path:
     return tree(root, category="photos")
+
+
+@case(None, "nothing is said of 'screw'", options=('dataset.words={"screw": " "}',))
+def words_without_words(root: Path) -> Path:
+    return tree(root)
 
 
 @case((2, 2), "which has a date in it")

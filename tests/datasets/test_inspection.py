@@ -229,6 +229,19 @@ def test_a_mask_among_the_photographs(mvtec: Any) -> None:
     check(problem, "error", "mask-as-image", "nut/test/scratch/000_mask.png", SCRATCH)
 
 
+def test_a_mask_in_another_folder_of_photographs(tree: Any) -> None:
+    tree.image("Defect_images/0001.png")
+    tree.mask("Mask_images/0001_mask.png")
+    kinds = {(problem.severity, problem.kind) for problem in inspect_dataset(tree.root, decode=True).problems}
+    assert kinds == {("error", "mask-as-image"), ("warning", "few-colours"), ("warning", "unlabelled")}
+
+
+@pytest.mark.parametrize(("values", "word"), [((), "one colour"), ((255,), "two colours")])
+def test_photographs_of_few_colours(mvtec: Any, values: tuple[int, ...], word: str) -> None:
+    mvtec.mask("nut/test/good/000.png", values=values)
+    check(only(mvtec.root), "warning", "few-colours", "nut/test/good/000.png", word)
+
+
 def test_defective_photographs_that_differ_in_the_extension(tree: Any) -> None:
     for path in ("ok/a.jpg", "ok/a.png", "ng/b.jpg", "ng/b.png"):
         tree.image(path)

@@ -124,7 +124,7 @@ def test_what_is_not_read_is_named_once_for_each_reason(mvtec: Any) -> None:
     for name in ("readme.txt", "nut/test/good/Thumbs.db", "nut/test/good/._000.png", "nut/ground_truth/dent/a.json"):
         mvtec.text(name)
     mvtec.text(".cache/test/good/x.txt")
-    assert kinds(mvtec.root) == {("note", "no-pictures"): 3}
+    assert kinds(mvtec.root) == {("note", "no-pictures"): 3, ("note", "hidden"): 1}
     assert len(load_manifest(mvtec.root)) == 12
     for name in ("a.gif", "b.gif", "c.HEIC"):
         mvtec.text(f"nut/test/good/{name}")
@@ -139,6 +139,26 @@ def test_what_is_not_read_is_named_once_for_each_reason(mvtec: Any) -> None:
         ("unread", "other", "1 image"),
         ("unread-table", "manifest.csv", "this table is"),
     ]
+
+
+def test_a_defect_may_be_called_label(tree: Any) -> None:
+    tree.image("bottle/test/good/0.png")
+    tree.image("bottle/test/label/0.png")
+    tree.mask("bottle/ground_truth/label/0_mask.png")
+    assert truth(load_manifest(tree.root))["bottle/test/label/0.png"][2] == "bottle/ground_truth/label/0_mask.png"
+    assert not kinds(tree.root)
+
+
+def test_masks_inside_a_defects_folder_are_no_photographs(tree: Any) -> None:
+    """As in MVTec 3D-AD, which is not read."""
+    tree.image("bagel/test/good/rgb/000.png")
+    tree.image("bagel/test/crack/rgb/000.png")
+    tree.mask("bagel/test/crack/gt/000.png")
+    assert kinds(tree.root) == {
+        ("error", "missing-mask"): 1,
+        ("warning", "unread"): 1,
+        ("warning", "no-defective"): 1,
+    }
 
 
 def test_jfif_is_jpeg(mvtec: Any) -> None:
@@ -394,6 +414,25 @@ def test_table_columns_that_are_ignored_are_named(tree: Any) -> None:
     tree.table("manifest.csv", ("path", "camera"), ("a.png", "3"))
     (problem,) = [p for p in inspect_dataset(tree.root).warnings if p.kind == "columns"]
     assert "camera;" in problem.message
+
+
+def test_a_mask_that_two_rows_share_is_named(tree: Any) -> None:
+    for name in ("a", "b"):
+        tree.image(f"{name}.png")
+    tree.mask("m.png")
+    table = tree.table("t.csv", ("path", "label", "mask_path"), ("a.png", "TRUE", "m.png"), ("b.png", "1", "m.png"))
+    report = inspect_dataset(table)
+    assert [problem.kind for problem in report.problems] == ["no-normal", "shared-mask"]
+    assert [record.label for record in report.manifest] == [1, 1]
+
+
+def test_cells_may_be_quoted(tree: Any) -> None:
+    tree.image("a, b.png")
+    tree.text("t.csv", 'path, defect\n"a, b.png", "two\nlines"\n')
+    (problem,) = inspect_dataset(tree.root / "t.csv").errors
+    assert "two\\nlines" in problem.message
+    tree.text("t.csv", 'path, defect\n"a, b.png", "bent"\n')
+    assert [record.defect for record in load_manifest(tree.root / "t.csv")] == ["bent"]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
