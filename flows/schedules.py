@@ -22,6 +22,7 @@ from cascade.flows.cli.options import load_with_options
 from cascade.flows.progress import LogReporter
 from cascade.flows.reevaluate import Reevaluation, reevaluate
 from cascade.storage.errors import ConfigError
+from cascade.storage.paths import expanded
 
 REGRESSION = "cascade.regression.detected"
 """The event of a gate that tripped; automations may call a webhook on it."""
@@ -57,7 +58,7 @@ def reevaluate_flow(
     loaded = load_with_options(experiment, None if dataset is None else Path(dataset), settings)
     found = reevaluate(
         loaded,
-        Path(store) if store is not None else machine.store,
+        expanded(store) if store is not None else machine.store,
         machine,
         evaluate_on_prefect,
         LogReporter(get_run_logger()),

@@ -32,6 +32,7 @@ from cascade.storage.errors import ConfigError, WeightsError, nearest
 from cascade.tasks.checkpoints import load_state, read_state, require_finite
 from cascade.tasks.devices import claim_device
 from cascade.tasks.stage import Run
+from cascade.tasks.train_april_gan import adapter_training
 
 _GRAPHS = 64
 """Graphs of one function, after which torch goes on without compiling; 8 by default. A network, a precision, a size of
@@ -92,8 +93,18 @@ def clip_of(run: Run, side: int | None = None) -> nn.Module:
 
 
 def adapter_of(run: Run) -> LinearAdapter:
-    """The trained linear layers of a run, on its device. Raises ``WeightsError`` if they fit another CLIP model."""
+    """The trained linear layers of a run, on its device. Raises ``WeightsError`` if they are another CLIP model's.
+
+    Layers of the right shape that were trained on the tokens of other blocks would draw a map of nothing.
+    """
     localise, located = run.experiment.localise, run.weights["adapter"]
+    training = adapter_training(located)
+    for field, chosen in (("backbone", localise.backbone), ("layers", list(localise.layers))):
+        if training.get(field, chosen) != chosen:
+            raise WeightsError(
+                f"{located.path}: was trained with localise.{field} {training[field]}, not {chosen}; set that, or use "
+                f"another adapter"
+            )
     adapter = _adapter(located.path, located.sha256)
     clip = clip_config(localise.backbone)
     shapes = [tuple(value.shape) for name, value in adapter.state_dict().items() if name.endswith("weight")]

@@ -35,7 +35,9 @@ def usage_fault(error: TyperException) -> str:
     message, context = error.format_message().rstrip(".").replace("Value error, ", ""), getattr(error, "ctx", None)
     if not message or context is None:
         return message
-    options = {name for parameter in context.command.params for name in parameter.opts if name.startswith("-")}
+    options = {"--help"} | {
+        name for parameter in context.command.params for name in parameter.opts if name.startswith("-")
+    }
     given = getattr(error, "option_name", None)
     if given is not None and given not in options:
         return f"{context.command_path}: no option '{given}'; {nearest(given, options)}"

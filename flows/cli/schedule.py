@@ -39,10 +39,12 @@ def reevaluate(
     machine, console = Settings(), make_console()
     loaded = load_with_options(experiment, dataset, settings)
     chosen = ready_engine(engine, [loaded], console)
+    folder = store or machine.store
+    fresh = not folder.exists()
     with RichReporter(console) as reporter:
         found = again(
             loaded,
-            store or machine.store,
+            folder,
             machine,
             chosen.evaluate,
             reporter,
@@ -50,6 +52,8 @@ def reevaluate(
             limits=limits,
             allow_vanished=allow_vanished,
         )
+    if fresh:
+        console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
     for line in found.changes:
         console.print(f"changed since the last run: {plain(line)}", soft_wrap=True, highlight=False)
     for line in found.comparison.not_compared() if found.comparison is not None else ():

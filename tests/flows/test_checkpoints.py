@@ -149,6 +149,14 @@ def test_an_adapter_that_cannot_say_what_it_was_trained_on_is_refused(
     assert str(tmp_path / "bad.safetensors") in line
 
 
+def test_an_adapter_of_other_blocks_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "trained.safetensors", {"backbone": "mini", "layers": [2, 4, 6, 8]})
+    line = refused(f"localise.adapter={path}", "localise.layers=[1, 3, 5, 7]")
+    assert "was trained with localise.layers [2, 4, 6, 8], not [1, 3, 5, 7]" in line
+    other = save_adapter(tmp_path / "other.safetensors", {"backbone": "ViT-L-14", "layers": [2, 4, 6, 8]})
+    assert "localise.backbone ViT-L-14, not mini" in refused(f"localise.adapter={other}")
+
+
 def test_positions_of_another_shape_are_refused(refused: Callable[..., str], bench: Bench, tmp_path: Path) -> None:
     clip = load_file(next(each.partition("=")[2] for each in bench.overrides if each.startswith("localise.weights")))
     for number, shape in enumerate([(3,), (2, 3, 4), (12, 128), (0, 128)]):

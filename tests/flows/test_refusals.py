@@ -56,6 +56,7 @@ def test_a_recipe_is_read_like_a_configuration(cli: Cli, tmp_path: Path) -> None
         (["rnu", "mini"], ["'rnu'", "Did you mean 'run'? see `cascade --help`"]),
         (["run", "mini", "--datset", "x"], ["cascade run: no option '--datset'", "did you mean '--dataset'?"]),
         (["store", "ls", "--sotre", "x"], ["cascade store ls", "did you mean '--store'?"]),
+        (["weights", "fetch", "vit_b", "--hlep"], ["did you mean '--help'?"]),
         (["run"], ["Missing argument", "see `cascade run --help`"]),
         (["run", "mini", "--engine", "locl"], ["'--engine'", "'locl' is not one of 'prefect', 'local'"]),
         (["generate", "d", "--size", "big"], ["'--size'", "integer"]),
