@@ -144,8 +144,8 @@ def grown_to(plane: NDArray[Any], side: int) -> NDArray[Any]:
 def test_a_miss_says_what_changed(bench: Bench) -> None:
     reasons = {result.stage: result.reason for result in bench.run("prompt.dilation.size=13").results}
     assert reasons["embed"] == reasons["localise"] == ""
-    assert reasons["prompt"] == "changed: config.dilation.size: 9 → 13"
-    assert reasons["refine"].startswith("changed: upstream.prompt: ")
+    later = ("prompt", "refine", "score", "tally", "aggregate")
+    assert {reasons[stage] for stage in later} == {"changed: prompt.dilation.size: 9 → 13"}
 
 
 def test_the_plan_is_known_before_anything_runs(bench: Bench) -> None:
@@ -341,10 +341,10 @@ def test_a_network_that_returns_nan_fails_naming_the_image(empty: Bench, tmp_pat
 
     sam = next(Path(each.partition("=")[2]) for each in empty.overrides if each.startswith("embed.weights"))
     state = load_file(sam)
-    state["image_encoder.neck.0.weight"][:] = float("nan")
-    save_file(state, tmp_path / "nan.safetensors")
+    state["image_encoder.neck.0.weight"] = torch.full((128, 128, 1, 1), 3e38)  # finite weights, whose sums are not
+    save_file(state, tmp_path / "large.safetensors")
     with pytest.raises(StageError, match=r"embed: carpet/test/.*\.png: .*NaN"):
-        empty.run(f"embed.weights={tmp_path / 'nan.safetensors'}")
+        empty.run(f"embed.weights={tmp_path / 'large.safetensors'}")
     assert [artefact.done() for artefact in Outcome(empty.prepare(), [], None).stored()] == [{}]  # type: ignore[arg-type]
 
 
