@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascade.flows.cli.console import announce_store, make_console, models_note, per_cent, plain
+from cascade.flows.cli.console import announce_store, counted, make_console, models_note, per_cent, plain
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
@@ -90,7 +90,7 @@ def ablate(
     link_latest(folder)
     if table is not None:
         show_ablation(ablation, table, console)
-    console.print(f"tables in {folder}", soft_wrap=True)
+    console.print(f"tables in {plain(str(folder))}", soft_wrap=True, highlight=False)
     failed = [each for each in ablation.variants if each.state == "failed"]
     for each in failed:
         console.print(f"[red]failed[/red] {plain(each.name)}: {plain(str(each.error))}", soft_wrap=True)
@@ -155,10 +155,10 @@ def show_plan(ablation: Ablation, candidates: Candidates, runs: Path, console: C
 
     ready = {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
     planned = plan_keys(ready, past_rates(runs))
-    tree = Tree(f"{plain(ablation.name)}: {len(ablation.variants)} variants")
+    tree = Tree(f"{plain(ablation.name)}: {counted(len(ablation.variants), 'variant')}")
     for stage, group in groupby(planned, key=lambda each: each.stage):
         keys = list(group)
-        branch = tree.add(f"[bold]{stage}[/bold]  {len(keys)} {'key' if len(keys) == 1 else 'keys'}: {_cost(keys)}")
+        branch = tree.add(f"[bold]{stage}[/bold]  {counted(len(keys), 'key')}: {_cost(keys)}")
         for key in keys if len(keys) > 1 else ():
             branch.add(f"{key.key[:12]}  {_cost([key])}  [dim]{plain(_who(key.variants))}[/dim]")
     tree.add(f"[bold]all[/bold]  {_cost(planned)}")

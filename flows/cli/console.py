@@ -89,8 +89,8 @@ def show_problems(console: Console, problems: Sequence[Problem], *, everything: 
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 image``, ``2 images``, ``2 categories``."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    """``1 image``, ``2 images``, ``2 categories``, ``2 keys``."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
     return f"{number} {noun if number == 1 else plural}"
 
 

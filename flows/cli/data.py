@@ -7,17 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from cascade.flows.cli.console import counted, make_console, show_images, show_problems, spinner
+from cascade.flows.cli.console import counted, make_console, plain, show_images, show_problems, spinner
 from cascade.flows.cli.options import SetOption, load_with_options
 
 
 def generate(
     target: Annotated[Path, typer.Argument(help="Folder of the new dataset.")],
     categories: Annotated[list[str] | None, typer.Option("--category", help="One kind; all by default.")] = None,
-    good: Annotated[int, typer.Option(min=0, help="Normal images for each category.")] = 4,
-    defective: Annotated[int, typer.Option(min=0, help="Defective images for each category.")] = 8,
-    size: Annotated[int, typer.Option(min=64, help="Side in pixels.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 0,
+    good: Annotated[int, typer.Option(min=0, max=5000, help="Normal images for each category.")] = 4,
+    defective: Annotated[int, typer.Option(min=0, max=5000, help="Defective images for each category.")] = 8,
+    size: Annotated[int, typer.Option(min=64, max=8192, help="Side in pixels.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, max=99_999, help="Another seed gives other images.")] = 0,
 ) -> None:
     """Write a dataset of generated inspection photographs with exact masks."""
     from cascade.flows.generate import generate_dataset
@@ -29,7 +29,7 @@ def generate(
         count = generate_dataset(
             target, categories=categories or CATEGORIES, good=good, defective=defective, size=size, seed=seed
         )
-    make_console().print(f"{count} images in {target}")
+    make_console().print(plain(f"{counted(count, 'image')} in {target}"), soft_wrap=True, highlight=False)
 
 
 def check(
@@ -81,4 +81,4 @@ def export(
             None if masks == "none" else masks,
             steps or STEPS,
         )
-    make_console().print(f"{count} images in {target}")
+    make_console().print(plain(f"{counted(count, 'image')} in {target}"), soft_wrap=True, highlight=False)

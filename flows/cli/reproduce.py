@@ -75,7 +75,7 @@ def reproduce(
         _print_lines("note", "yellow", [note])
     _print_lines("note", "yellow", planned.notes)
     _print_lines("missing", "red", planned.missing)
-    console.print(f"tables in {folder}", soft_wrap=True)
+    console.print(f"tables in {plain(str(folder))}", soft_wrap=True, highlight=False)
     failed = [f"{plain(each.name)}: {each.error}" for own in ended.values() for each in own.variants if each.error]
     _print_lines("failed", "red", failed)
     if failed:

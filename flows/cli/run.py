@@ -137,7 +137,7 @@ def run_and_show(
         )
     if prepared.leak:
         console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)
-    console.print(f"tables in {folder}", soft_wrap=True)
+    console.print(f"tables in {plain(str(folder))}", soft_wrap=True, highlight=False)
     if prepared.images.left_out:
         left_out = counted(len(prepared.images.left_out), "image")
         console.print(

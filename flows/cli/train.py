@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cascade.flows.cli.console import make_console, plain
+from cascade.flows.cli.console import counted, make_console, plain
 from cascade.flows.cli.options import DatasetOption, SetOption, StoreOption, load_with_options
 
 app = typer.Typer(help="Train the linear layers of a CLIP method, or the mini models.", no_args_is_help=True)
@@ -48,7 +48,8 @@ def train_april_gan(
         )
     if fresh:
         console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
-    console.print(f"{out}: trained for {len(epochs)} epochs; use it with --set localise.adapter={out}", soft_wrap=True)
+    done = plain(f"{out}: trained for {counted(len(epochs), 'epoch')}; use it with --set localise.adapter={out}")
+    console.print(done, soft_wrap=True, highlight=False)
 
 
 @app.command("mini-clip")

@@ -58,7 +58,7 @@ def test_a_recipe_is_read_like_a_configuration(cli: Cli, tmp_path: Path) -> None
         (["store", "ls", "--sotre", "x"], ["cascade store ls", "did you mean '--store'?"]),
         (["weights", "fetch", "vit_b", "--hlep"], ["did you mean '--help'?"]),
         (["run"], ["Missing argument", "see `cascade run --help`"]),
-        (["run", "mini", "--engine", "locl"], ["'--engine'", "'locl' is not one of 'prefect', 'local'"]),
+        (["run", "mini", "--engine", "locl"], ["'--engine'", "'locl' is not one of"]),
         (["generate", "d", "--size", "big"], ["'--size'", "integer"]),
         (["train", "april_gan", "--out"], ["'--out' requires an argument"]),
         (["run", "mini", "--store", ""], ["an argument is empty"]),
@@ -73,6 +73,18 @@ def test_wrong_options_are_answered_like_wrong_values(
     assert result.code == 2
     assert all(part in result.refusal() for part in parts), result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_is_not_counted_as_many(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "[a] folder"
+    assert (
+        f"1 image in {folder}"
+        in cli(*("generate", folder, "--category", "wood", "--good", 0, "--defective", 1, "--size", 96)).out
+    )
+    for option, value in {"--good": 10**6, "--defective": 10**6, "--size": 10**6, "--seed": 10**9}.items():
+        result = cli("generate", tmp_path / "other", option, value)
+        assert result.code == 2
+        assert f"'{option}'" in result.refusal()
 
 
 def test_the_version_and_help_are_where_they_are_looked_for(cli: Cli) -> None:
