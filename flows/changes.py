@@ -8,8 +8,7 @@ from typing import Any
 
 from cascade.flows.finished import FinishedRun
 from cascade.storage.keys import differences, digest_of
-from cascade.tasks.comparison import Matching
-from cascade.tasks.uncertainty import ScoredImage
+from cascade.tasks.matching import Matching, truth_of
 
 _SHOWN = 12
 _LISTED = 20
@@ -63,10 +62,5 @@ def _images(matching: Matching) -> Iterable[Change]:
     for place in sorted(old.keys() - new.keys()):
         yield Change("image", f"{place[1]}: only in the baseline")
     for image, other in matching.pairs:
-        if _truth(image) != _truth(other):
-            yield Change("mask", f"{image.path}: {_truth(other)[:_SHOWN]} → {_truth(image)[:_SHOWN]}")
-
-
-def _truth(image: ScoredImage) -> str:
-    """What the item's name says of the ground truth: digest of the mask, or the label."""
-    return image.item.rpartition("/")[2]
+        if truth_of(image) != truth_of(other):
+            yield Change("mask", f"{image.path}: {truth_of(other)[:_SHOWN]} → {truth_of(image)[:_SHOWN]}")

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cascade.storage.errors import ConfigError, nearest
 from cascade.tasks.aggregate import METRICS
-
-DEFAULT_LIMIT = 0.01
+from cascade.tasks.uncertainty import NEGLIGIBLE
 
 
 def parse_limits(texts: Sequence[str]) -> dict[str, float]:
@@ -30,7 +29,7 @@ def parse_limits(texts: Sequence[str]) -> dict[str, float]:
 
 
 def complete_limits(limits: Mapping[str, float] | None) -> dict[str, float]:
-    """A limit for every metric, ``DEFAULT_LIMIT`` where none is given.
+    """A limit for every metric, ``NEGLIGIBLE`` where none is given.
 
     Raises ``ConfigError`` if there is no such metric, or a limit is no fraction in [0, 1].
     """
@@ -39,4 +38,4 @@ def complete_limits(limits: Mapping[str, float] | None) -> dict[str, float]:
             raise ConfigError(f"max-drop {metric}={limit:g}: no metric '{metric}'; {nearest(metric, METRICS)}")
         if not 0 <= limit <= 1:
             raise ConfigError(f"max-drop {metric}={limit:g}: must be a fraction from 0 to 1, as pixel_ap=0.02")
-    return dict.fromkeys(METRICS, DEFAULT_LIMIT) | dict(limits or {})
+    return dict.fromkeys(METRICS, NEGLIGIBLE) | dict(limits or {})

@@ -74,7 +74,7 @@ def write_run(
             each.to_parquet(path, index=False)
     description = _description(prepared, results, engine) | {"intervals": None}
     if intervals is not None:
-        description["intervals"] = {"level": LEVEL, "resamples": RESAMPLES}
+        description["intervals"] = {"method": "BCa", "level": LEVEL, "resamples": RESAMPLES}
     write_text(out / "run.json", json.dumps(description, indent=2) + "\n")
     link_latest(out)
     return table

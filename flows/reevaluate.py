@@ -16,7 +16,8 @@ from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
 from cascade.flows.baselines import accepted_run
 from cascade.flows.changes import describe, what_changed
-from cascade.flows.compare import Comparison, compare_runs, require_comparable, scored_images, write_comparison
+from cascade.flows.compare import compare_runs, require_comparable, scored_images
+from cascade.flows.comparison import Comparison, write_comparison
 from cascade.flows.evaluate import Reporter, StagePlan, StageResult, plan
 from cascade.flows.finished import FinishedRun, read_finished
 from cascade.flows.history import remember_run
@@ -26,7 +27,7 @@ from cascade.flows.prepare import prepare, require_metrics
 from cascade.flows.reading import remember_checked
 from cascade.storage.errors import DataError, StageError
 from cascade.tasks import score
-from cascade.tasks.comparison import match_images
+from cascade.tasks.matching import match_images
 from cascade.tasks.stage import Run
 
 Evaluate = Callable[[Run, Reporter], Sequence[StageResult]]
@@ -67,7 +68,7 @@ class Reevaluation:
             return f"{name}: no baseline; accept this run with `cascade baseline set {self.run.folder}`"
         if self.state == "unchanged":
             return f"{name}: nothing has changed since {self.run.folder}"
-        return f"{name}: no metric fell by more than its limit"
+        return f"{name}: " + ("nothing was compared" if self.comparison is None else self.comparison.passed)
 
     def markdown(self) -> str:
         """The report: what changed since the last run, then the comparison with the baseline."""

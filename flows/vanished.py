@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cascade.flows.finished import FinishedRun
-from cascade.tasks.comparison import Matching
-from cascade.tasks.uncertainty import ScoredImage
+from cascade.tasks.evidence import ScoredImage
+from cascade.tasks.matching import Matching
 
 _KINDS = {1: "defective", 0: "good"}
 

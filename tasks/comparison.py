@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cascade.metrics import adjusted_p_values, p_value, percentile_intervals
+from cascade.metrics import adjusted_p_values, p_values, verdict
 from cascade.storage.artefacts import Artefact
 from cascade.tasks.aggregate import MEAN, METRICS
-from cascade.tasks.uncertainty import (
-    Evidence,
-    ScoredImage,
-    category_weights,
-    mean_of,
-    read_evidence,
-)
+from cascade.tasks.evidence import Evidence, ScoredImage, read_evidence
+from cascade.tasks.matching import Matching
+from cascade.tasks.shared import Shared, mean_of_shared, shared_metrics
+from cascade.tasks.uncertainty import NO_SPREAD, intervals_and_notes
 
-Verdict = Literal["improved", "fell", "unchanged", "appeared", "vanished", "not comparable"]
 COLUMNS = (
     "category",
     "metric",
@@ -31,12 +26,16 @@ COLUMNS = (
     "difference",
     "low",
     "high",
+    "note",
     "p_value",
     "p_adjusted",
     "images",
+    "other_truth",
     "verdict",
 )
 WORST_COLUMNS = ("category", "path", "image_id", "baseline", "run", "difference")
+SAME = "same scores"
+"""Note of a difference that is 0 because both runs gave every image the same scores."""
 _ROUNDING = 1e-9
 
 
@@ -49,30 +48,19 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Matching:
-    """Which images two runs share, by category and image.
-
-    Attributes:
-        pairs: the image in the run and in the baseline, ordered by category and image.
-        only_run: images that the baseline does not have.
-        only_baseline: images that the run does not have.
-    """
-
-    pairs: tuple[tuple[ScoredImage, ScoredImage], ...]
-    only_run: tuple[ScoredImage, ...]
-    only_baseline: tuple[ScoredImage, ...]
-
-
-@dataclass(frozen=True)
 class Paired:
     """The numbers of a comparison.
 
     Attributes:
         table: columns ``COLUMNS``, one row for each category and metric that either run has, and the mean. Values and
-            difference (run minus baseline) are those of the shared images; ``images`` counts them. The mean is over
-            the categories that both runs have a value for. ``p_value`` judges a row alone, ``p_adjusted`` a category
-            among all categories with that metric; the mean has none. Where only one run has a value, or they share no
-            image of a category ("not comparable"), the values are those of all images, and the rest is missing.
+            difference (run minus baseline) are those of the shared images; ``images`` counts them, and ``other_truth``
+            those whose mask or label is another one in the baseline. The mean is over the categories that both runs
+            have a value for. Where ``note`` says why (``SAME``, or one of ``cascade.tasks.uncertainty``) there is no
+            interval and no ``p_value``, which judges a row alone and goes with its interval. ``p_adjusted`` judges a
+            category among all categories with that metric; the mean has none. ``verdict`` is that of
+            ``cascade.metrics.verdict``; or, where only one run has a value, "appeared" or "vanished", or, where they
+            share no image that it can be computed on, "not comparable". Then the values are those of all images, and
+            the rest is missing.
         worst: columns ``WORST_COLUMNS``, the shared defective images whose own pixel AP fell, the largest loss first.
     """
 
@@ -80,60 +68,44 @@ class Paired:
     worst: pd.DataFrame
 
 
-def match_images(run: Sequence[ScoredImage], baseline: Sequence[ScoredImage]) -> Matching:
-    """Pair images of the same category and bytes; copies of an image are paired one by one, in the order of paths."""
-    own, other = _numbered(run), _numbered(baseline)
-    return Matching(
-        pairs=tuple((own[name], other[name]) for name in sorted(own.keys() & other.keys())),
-        only_run=tuple(own[name] for name in sorted(own.keys() - other.keys())),
-        only_baseline=tuple(other[name] for name in sorted(other.keys() - own.keys())),
-    )
-
-
 def compare_paired(
-    run: Scored, baseline: Scored, matching: Matching, step: str, *, resamples: int, seed: int, level: float
+    run: Scored,
+    baseline: Scored,
+    matching: Matching,
+    step: str,
+    *,
+    margins: Mapping[str, float],
+    resamples: int,
+    seed: int,
+    level: float,
 ) -> Paired:
-    """Difference of every metric of one step, with a percentile interval and two-sided bootstrap p-values.
+    """Difference of every metric of one step, with a BCa interval, two-sided bootstrap p-values and a verdict.
 
     A resample draws the same images for both runs, so that what makes an image hard for both leaves the difference.
-    Strata and weights are those of ``cascade.tasks.uncertainty``; an image whose label differs is a stratum of its own
-    kind.
+    Strata and weights are those of ``cascade.tasks.evidence``; an image whose label differs is a stratum of its own
+    kind. ``margins`` are the differences below which two runs are equal, by metric.
 
     Raises ``StoreError`` if a store lacks some of the images.
     """
     rows: list[_Row] = []
     worst: list[dict[str, Any]] = []
-    shared: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    shared: list[Shared] = []
     for category in sorted({image.category for image in (*run.images, *baseline.images)}):
         pairs = [pair for pair in matching.pairs if pair[0].category == category]
-        draws = _undefined(resamples), _undefined(resamples)
+        both = None
         if pairs:
             own = read_evidence(run.scores, [pair[0] for pair in pairs], [step])
             other = read_evidence(baseline.scores, [pair[1] for pair in pairs], [step])
-            weights = category_weights(category, 3 * own.labels + other.labels, resamples, seed)
-            draws = _defined_in_both(own.resampled(weights)[0], other.resampled(weights)[0])
+            both = shared_metrics(category, pairs, own, other, resamples, seed)
+            shared.append(both)
             worst += _losses(pairs, own, other)
-        whole = draws[0][0], draws[1][0]
-        if np.isnan(whole[0]).any():
-            whole = _whole(run, category, step), _whole(baseline, category, step)
-        shared.append(draws)
-        rows += _rows(category, draws, whole, len(pairs), level)
+        rows += _rows(category, both, (run, baseline), step, level, margins)
     cells = _with_adjusted(rows)
-    mean = mean_of([own for own, _ in shared]), mean_of([other for _, other in shared])
-    cells += [row.cells for row in _rows(MEAN, mean, (mean[0][0], mean[1][0]), len(matching.pairs), level)]
+    if shared:
+        cells += [row.cells for row in _rows(MEAN, mean_of_shared(shared), (run, baseline), step, level, margins)]
     table = pd.DataFrame(cells, columns=list(COLUMNS))
     losses = pd.DataFrame(worst, columns=list(WORST_COLUMNS)).sort_values("difference", kind="stable")
     return Paired(table, losses.reset_index(drop=True))
-
-
-def _numbered(images: Sequence[ScoredImage]) -> dict[tuple[str, str, int], ScoredImage]:
-    seen: Counter[tuple[str, str]] = Counter()
-    numbered = {}
-    for image in sorted(images, key=lambda each: each.path):
-        name = image.category, image.image_id
-        numbered[(*name, seen[name])] = image
-        seen[name] += 1
-    return numbered
 
 
 def _whole(side: Scored, category: str, step: str) -> NDArray[np.float64]:
@@ -147,7 +119,7 @@ def _whole(side: Scored, category: str, step: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """A row of the table, and its resampled differences [1 + R] if the runs can be compared there."""
+    """A row of the table, and its differences [1 + R], the sample's first, if the runs can be compared there."""
 
     cells: dict[str, Any]
     differences: NDArray[np.float64] | None
@@ -155,34 +127,51 @@ class _Row:
 
 def _rows(
     category: str,
-    draws: tuple[NDArray[np.float64], NDArray[np.float64]],
-    whole: tuple[NDArray[np.float64], NDArray[np.float64]],
-    images: int,
+    shared: Shared | None,
+    whole: tuple[Scored, Scored],
+    step: str,
     level: float,
+    margins: Mapping[str, float],
 ) -> list[_Row]:
-    """One row for each metric that either run has.
+    """One row for each metric that either run has; of the ``whole`` category where they share none."""
+    rows = []
+    if shared is not None:
+        judged = _judged(shared, level, margins)
+        values = (side.value for side in shared.sides)
+        for metric, own, other, cells, differences in zip(METRICS, *values, *judged, strict=True):
+            if not np.isnan(own):
+                place = {"category": category, "metric": metric, "images": shared.images}
+                rows.append(_Row(place | {"run": own, "baseline": other} | cells, differences))
+    done = {row.cells["metric"] for row in rows}
+    if category == MEAN or len(done) == len(METRICS):
+        return rows
+    images = 0 if shared is None else shared.images
+    for metric, own, other in zip(METRICS, *(_whole(side, category, step) for side in whole), strict=True):
+        if metric not in done and not (np.isnan(own) and np.isnan(other)):
+            found = "vanished" if np.isnan(own) else "appeared" if np.isnan(other) else "not comparable"
+            place = {"category": category, "metric": metric, "images": images}
+            rows.append(_Row(place | {"run": own, "baseline": other, "note": "", "verdict": found}, None))
+    return sorted(rows, key=lambda row: METRICS.index(row.cells["metric"]))
 
-    ``draws`` are the metrics of the shared images [1 + R, metrics], the sample itself first, NaN where either run has
-    none. There the metrics of the ``whole`` category [metrics] are shown.
-    """
-    rows: list[_Row] = []
+
+def _judged(
+    shared: Shared, level: float, margins: Mapping[str, float]
+) -> tuple[list[dict[str, Any]], list[NDArray[np.float64]]]:
+    """Of each metric the cells that judge its difference, and the differences [1 + R]."""
+    difference = shared.sides[0] - shared.sides[1]
+    bounds, notes = intervals_and_notes(difference, level, shared.compared, shared.parts)
+    p = p_values(difference)
+    cells = []
     for index, metric in enumerate(METRICS):
-        differences = draws[0][:, index] - draws[1][:, index]
-        own, other = (side[index] for side in whole)
-        cells: dict[str, Any] = {"category": category, "metric": metric, "images": images}
-        if not np.isnan(differences[0]):
-            own, other = draws[0][0, index], draws[1][0, index]
-            ((low, high),) = percentile_intervals(differences[1:, None], level)
-            judged = {"difference": differences[0], "low": low, "high": high, "p_value": p_value(differences[1:])}
-            rows.append(_Row(cells | judged | _values(own, other, _verdict(low, high)), differences))
-        elif not (np.isnan(own) and np.isnan(other)):
-            verdict: Verdict = "vanished" if np.isnan(own) else "appeared" if np.isnan(other) else "not comparable"
-            rows.append(_Row(cells | _values(own, other, verdict), None))
-    return rows
-
-
-def _values(run: float, baseline: float, verdict: Verdict) -> dict[str, Any]:
-    return {"run": run, "baseline": baseline, "verdict": verdict}
+        low, high = bounds[index]
+        note = SAME if shared.same[index] else notes[index]
+        found: str = "equal" if note == SAME else "undecided"
+        if note not in (SAME, NO_SPREAD):
+            found = verdict(low, high, margins[metric], sure=not note)
+        shown = {} if note else {"low": low, "high": high, "p_value": p[index]}
+        common = {"difference": difference.value[index], "note": note, "other_truth": shared.other_truth}
+        cells.append(common | shown | {"verdict": found})
+    return cells, list(np.vstack([difference.value, difference.drawn]).T)
 
 
 def _with_adjusted(rows: Sequence[_Row]) -> list[dict[str, Any]]:
@@ -196,10 +185,6 @@ def _with_adjusted(rows: Sequence[_Row]) -> list[dict[str, Any]]:
             for (cell, _), value in zip(family, adjusted, strict=True):
                 cell["p_adjusted"] = value
     return cells
-
-
-def _verdict(low: float, high: float) -> Verdict:
-    return "fell" if high < -_ROUNDING else "improved" if low > _ROUNDING else "unchanged"
 
 
 def _losses(
@@ -218,14 +203,3 @@ def _losses(
         for index, (image, _) in enumerate(pairs)
         if own[index] < other[index] - _ROUNDING
     ]
-
-
-def _defined_in_both(
-    own: NDArray[np.float64], other: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    undefined = np.isnan(own) | np.isnan(other)
-    return np.where(undefined, np.nan, own), np.where(undefined, np.nan, other)
-
-
-def _undefined(resamples: int) -> NDArray[np.float64]:
-    return np.full((1 + resamples, len(METRICS)), np.nan)

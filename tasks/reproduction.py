@@ -10,9 +10,10 @@ import pandas as pd
 
 from cascade.configs.grid import variant_name
 from cascade.configs.published import PublishedRow, PublishedTable, is_row_of
+from cascade.metrics import verdict
 from cascade.tasks.aggregate import MEAN
 from cascade.tasks.stage import Run
-from cascade.tasks.uncertainty import result_intervals
+from cascade.tasks.uncertainty import NEGLIGIBLE, result_intervals
 
 COLUMNS = (
     "method",
@@ -27,19 +28,23 @@ COLUMNS = (
     "difference",
     "difference_low",
     "difference_high",
+    "note",
     "verdict",
     "images",
     "sam",
     "clip",
 )
+MARGIN = 100 * NEGLIGIBLE
+"""Per cent, within which ours and a published value are equal."""
 
 
 def reproduction_table(published: PublishedTable, runs: Mapping[str, Mapping[str, Run]]) -> pd.DataFrame:
     """One row for each published number, in per cent and in the order of the source.
 
     ``low`` and ``high`` hold the 95 % interval of our value over images, ``difference`` is ours less the published one,
-    with the same interval. ``verdict`` is ``within`` if the interval has the published value, ``better`` or ``worse``
-    if it lies above or below; ``missing`` if ours could not be computed, ``other method`` if it is not ours to compute.
+    with the same interval; ``note`` says why there is none. ``verdict`` is that of ``cascade.metrics.verdict`` on the
+    difference, with ``MARGIN``; or ``missing`` if ours could not be computed, ``other method`` if it is not ours to
+    compute.
 
     Args:
         published: the table.
@@ -73,13 +78,6 @@ def reproduction_table(published: PublishedTable, runs: Mapping[str, Mapping[str
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def verdict(low: float, high: float, published: float) -> str:
-    """Where a published value lies to an interval of ours."""
-    if low <= published <= high:
-        return "within"
-    return "better" if low > published else "worse"
-
-
 def _run_of(row: PublishedRow, runs: Mapping[str, Run]) -> tuple[str, Run] | None:
     if row.step is None:
         return None
@@ -99,5 +97,6 @@ def _ours(intervals: pd.DataFrame, step: str | None, metric: str, published: flo
         "difference": ours - published,
         "difference_low": low - published,
         "difference_high": high - published,
-        "verdict": verdict(low, high, published),
+        "note": cell["note"],
+        "verdict": verdict(low - published, high - published, MARGIN),
     }

@@ -40,10 +40,10 @@ def results_table(
 ) -> pd.DataFrame:
     """One row for each category and step, and one mean for each step; undefined metrics are missing.
 
-    With the ``intervals`` of ``cascade.tasks.uncertainty`` each metric gets columns ``<metric>_low`` and
-    ``<metric>_high``. Some are added only where there is something to say: ``leak`` if the adapter was trained on what
-    it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame, and ``n_skipped`` if images were
-    left out, which ``skipped`` counts by category.
+    With the ``intervals`` of ``cascade.tasks.uncertainty`` each metric gets columns ``<metric>_low``,
+    ``<metric>_high`` and ``<metric>_note``. Some are added only where there is something to say: ``leak`` if the
+    adapter was trained on what it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame, and
+    ``n_skipped`` if images were left out, which ``skipped`` counts by category.
     """
     constant = {
         "dataset": run.manifest.name,
@@ -54,10 +54,11 @@ def results_table(
     table = pd.DataFrame([constant | row for row in table_rows(run)], columns=list(RESULT_COLUMNS))
     table = table.astype(dict.fromkeys((*METRICS, *CHECKS), "float64"))
     if intervals is not None:
-        for bound in ("low", "high"):
-            wide = intervals.pivot(index=["category", "step"], columns="metric", values=bound)
-            table = table.join(wide.add_suffix(f"_{bound}"), on=["category", "step"])
-        table = table[[*RESULT_COLUMNS, *(f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high"))]]
+        parts = ("low", "high", "note")
+        for part in parts:
+            wide = intervals.pivot(index=["category", "step"], columns="metric", values=part)
+            table = table.join(wide.add_suffix(f"_{part}"), on=["category", "step"])
+        table = table[[*RESULT_COLUMNS, *(f"{metric}_{part}" for metric in METRICS for part in parts)]]
     lost = Counter(record.category for record in vanished_images(run))
     for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter())):
         if counts:

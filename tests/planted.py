@@ -20,7 +20,7 @@ from cascade.tasks.score import STEPS, histogram_specs, stored_histograms
 from cascade.tasks.uncertainty import ScoredImage
 
 SIDE = 24
-GOOD, DEFECTIVE = 5, 9
+GOOD, DEFECTIVE = 10, 12
 CATEGORIES = ("cap", "nut", "pin")
 
 
@@ -44,6 +44,8 @@ def planted_images(
     seed: int = 0,
     weaker: Mapping[str, float] | None = None,
     jitter: int | None = None,
+    good: int = GOOD,
+    defective: int = DEFECTIVE,
 ) -> list[PlantedImage]:
     """Noise plus an effect inside a square; ``weaker`` takes some of the effect of a category away.
 
@@ -53,10 +55,10 @@ def planted_images(
     for category in categories:
         rng = np.random.default_rng([seed, *category.encode()])
         shaken = np.random.default_rng([jitter or 0, *category.encode()])
-        for number in range(GOOD + DEFECTIVE):
+        for number in range(good + defective):
             mask = np.zeros((SIDE, SIDE), bool)
             row, column = rng.integers(0, SIDE - 6, 2)
-            mask[row : row + 6, column : column + 6] = number >= GOOD
+            mask[row : row + 6, column : column + 6] = number >= good
             values = rng.normal(size=mask.shape) + (2 + 0.5 * rng.normal() - (weaker or {}).get(category, 0)) * mask
             values += 0.05 * shaken.normal(size=mask.shape) if jitter is not None else 0
             images.append(PlantedImage(category, f"{category}/{number:02}", _half(values), mask))

@@ -11,12 +11,13 @@ in between are one number. This merges nothing that could be told apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_LEFT_OUT = 100  # groups of a stratum; more would tell no more of the skewness and cost as much as resamples
 _THRESHOLDS_AT_ONCE = 256  # matrices of 1,000 resamples stay in the processor's cache
 
 
@@ -41,6 +42,10 @@ class OccupiedBins:
         """The occupied bins of a histogram: counts [B] of any integer type, and float64 [B]."""
         bins = np.flatnonzero(negatives + positives).astype(np.int32)
         return cls(bins, negatives[bins].astype(np.int64), positives[bins].astype(np.int64), regions[bins])
+
+    def same(self, other: OccupiedBins) -> bool:
+        """Whether both hold the same pixels."""
+        return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
 
 def bins_of_scores(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> list[OccupiedBins]:
@@ -74,6 +79,47 @@ def draw_weights(strata: NDArray[np.int64], resamples: int, rng: np.random.Gener
         members = np.flatnonzero(strata == stratum)
         weights[1:, members] = rng.multinomial(members.size, np.full(members.size, 1 / members.size), resamples)
     return weights
+
+
+def left_out_weights(strata: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sample less one image, for each image: a jackknife within strata.
+
+    Of a stratum of more than 100 images several are left out together; the only image of a stratum stays.
+
+    Args:
+        strata: int64 [N], the stratum of each image.
+
+    Returns:
+        float64 [J, N], 0 for what is left out and 1 for the rest.
+    """
+    rows = []
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        groups = min(members.size, _LEFT_OUT)
+        kept = np.ones((groups if groups > 1 else 0, strata.size))
+        for group, row in enumerate(kept):
+            row[members[group::groups]] = 0
+        rows.append(kept)
+    return np.concatenate(rows)
+
+
+def influences(
+    values: NDArray[np.float64], left_out: NDArray[np.float64], strata: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """How much the left-out images move statistics, so that the sum of squares is their variance: float64 [J, M].
+
+    Args:
+        values: float64 [J, M], the statistics of the sample without them.
+        left_out: from :func:`left_out_weights`.
+        strata: int64 [N], the stratum of each image.
+    """
+    own = strata[left_out.argmin(axis=1)]
+    found = np.empty_like(values)
+    for stratum in np.unique(own):
+        rows, size = own == stratum, np.sum(strata == stratum)
+        gone = (left_out[rows] == 0).sum(axis=1)[:, None]
+        found[rows] = (1 - gone / size) * (np.average(values[rows], axis=0, weights=gone[:, 0]) - values[rows])
+    return found
 
 
 def resampled_metrics(

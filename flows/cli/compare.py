@@ -12,7 +12,7 @@ from cascade.flows.cli.console import make_console, plain, spinner
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cascade.flows.compare import Comparison
+    from cascade.flows.comparison import Comparison
 
 app = typer.Typer(help="The accepted run of each experiment and dataset.", no_args_is_help=True)
 ACCEPTED = "baseline"
@@ -40,7 +40,8 @@ def compare(
     """Compare two runs on the images they share; exit code 1 if a metric fell by more than its limit, or vanished."""
     from cascade.configs.settings import Settings
     from cascade.flows.baselines import baseline_of
-    from cascade.flows.compare import compare_runs, write_comparison
+    from cascade.flows.compare import compare_runs
+    from cascade.flows.comparison import write_comparison
     from cascade.flows.limits import parse_limits
     from cascade.tasks.score import STEPS
 
@@ -92,7 +93,7 @@ def _show(comparison: Comparison, console: Console) -> None:
 
     from cascade.tasks.aggregate import MEAN
 
-    colours = {"fell": "red", "vanished": "red", "improved": "green"}
+    colours = {"fell": "red", "vanished": "red", "improved": "green", "undecided": "yellow"}
     titles = (
         "category",
         "metric",
@@ -101,23 +102,32 @@ def _show(comparison: Comparison, console: Console) -> None:
         "difference",
         f"{100 * comparison.level:g} % interval",
         "verdict",
+        "",
     )
     table = Table(*titles, box=None)
+    hidden = {"equal": 0, "undecided": 0}
     for row in comparison.table.to_dict("records"):
-        if row["category"] != MEAN and row["verdict"] == "unchanged":
+        if row["category"] != MEAN and row["verdict"] in hidden:
+            hidden[row["verdict"]] += 1
             continue
         values = [_percent(row[name]) for name in ("baseline", "run", "difference")]
-        bounds = [_percent(row[name]) for name in ("low", "high")]
+        interval = row["note"] or " to ".join(filter(None, (_percent(row[name]) for name in ("low", "high"))))
         colour = colours.get(row["verdict"], "default")
         verdict = f"[{colour}]{row['verdict']}[/{colour}]"
-        table.add_row(plain(row["category"]), row["metric"], *values, " to ".join(filter(None, bounds)), verdict)
-    console.print(f"step {comparison.step}; categories that did not change are in comparison.md")
+        table.add_row(plain(row["category"]), row["metric"], *values, interval, verdict, row["remark"])
+    console.print(f"step {comparison.step}")
     console.print(table)
+    counts = " and ".join(f"{count} {verdict}" for verdict, count in hidden.items())
+    console.print(f"not shown: {counts} differences of single categories; comparison.md has them", soft_wrap=True)
+    for line in comparison.legend():
+        console.print(f"[dim]{line}[/dim]", soft_wrap=True, highlight=False)
     for line in comparison.notes():
         console.print(plain(line), soft_wrap=True, highlight=False)
     for row in comparison.worst.head(_WORST).to_dict("records"):
         change = f"pixel AP {row['baseline']:.3f} → {row['run']:.3f}"
         console.print(f"lost most {plain(row['path'])}: {change}", soft_wrap=True, highlight=False)
+    if not comparison.reasons:
+        console.print(f"gate open: {comparison.passed}", soft_wrap=True, highlight=False)
     for line in comparison.reasons:
         console.print(f"[red]gate closed[/red] {plain(line)}", soft_wrap=True, highlight=False)
 

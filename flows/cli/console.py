@@ -24,6 +24,7 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     from rich.table import Column, Table
 
     from cascade.tasks.aggregate import METRICS
+    from cascade.tasks.uncertainty import explained
 
     step = Column("step", no_wrap=True)
     category = Column("category", no_wrap=True)
@@ -32,6 +33,9 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
         cells = [_cell(row, name) for name in METRICS]
         table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
     console.print(table)
+    notes = [note for name in METRICS if f"{name}_note" in results for note in results[f"{name}_note"]]
+    for line in explained(notes):
+        console.print(f"[dim]{line}[/dim]", soft_wrap=True, highlight=False)
 
 
 def show_prompts(results: pd.DataFrame, console: Console) -> None:
@@ -98,7 +102,8 @@ def _cell(row: Mapping[Hashable, Any], metric: str) -> str:
     value = per_cent(row[metric])
     if not value or f"{metric}_low" not in row:
         return value
-    return f"{value}\n[dim]{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}[/dim]"
+    interval = row[f"{metric}_note"] or f"{100 * row[f'{metric}_low']:.1f}–{100 * row[f'{metric}_high']:.1f}"
+    return f"{value}\n[dim]{interval}[/dim]"
 
 
 def per_cent(value: float) -> str:

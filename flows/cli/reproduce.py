@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-_COLOURS = {"within": "green", "better": "green", "worse": "red"}
+_COLOURS = {"equal": "green", "improved": "green", "fell": "red", "undecided": "yellow"}
 
 
 def reproduce(
@@ -41,7 +42,8 @@ def reproduce(
     from cascade.flows.outputs import default_folder, link_latest, require_unused
     from cascade.flows.reproduce import plan_reproduction, runs_of
     from cascade.storage.atomic import replacing
-    from cascade.tasks.reproduction import reproduction_table
+    from cascade.tasks.reproduction import MARGIN, reproduction_table
+    from cascade.tasks.uncertainty import explained
 
     machine, console = Settings(), make_console()
     planned = plan_reproduction(
@@ -65,6 +67,12 @@ def reproduce(
         compared.to_csv(path, index=False)
     link_latest(folder)
     console.print(_shown(compared))
+    verdicts = (
+        "fell, improved: the interval of the difference is on one side of 0; "
+        f"equal: it lies within ±{MARGIN:g}; else undecided"
+    )
+    for line in (verdicts, *explained(compared["note"].dropna())):
+        console.print(f"[dim]{line}[/dim]", soft_wrap=True, highlight=False)
     console.print(
         f"paper: {planned.published.source}; frame of its pixels: {planned.published.frame}",
         soft_wrap=True,
@@ -103,7 +111,11 @@ def _shown(compared: pd.DataFrame) -> Table:
             f"{row['ours']:.1f}" if known else "",
             f"{row['published']:.1f}",
             f"{row['difference']:+.1f}" if known else "",
-            f"{row['difference_low']:+.1f} to {row['difference_high']:+.1f}" if known else "",
+            _interval(row) if known else "",
             f"[{colour}]{row['verdict']}[/{colour}]",
         )
     return shown
+
+
+def _interval(row: Mapping[Hashable, Any]) -> str:
+    return str(row["note"] or f"{row['difference_low']:+.1f} to {row['difference_high']:+.1f}")

@@ -14,7 +14,7 @@ from cascade.flows.compare import compare_runs
 from cascade.storage.errors import ConfigError, DataError
 from cascade.storage.keys import digest_of
 from tests.flows.conftest import Bench, Cli, files_of, flip_chunk
-from tests.planted import PlantedImage, plant_run, planted_images
+from tests.planted import DEFECTIVE, PlantedImage, plant_run, planted_images
 
 FAST = {"resamples": 200}
 
@@ -121,7 +121,9 @@ def test_a_redrawn_mask_is_named(own_data: Bench, cli: Cli, tmp_path: Path) -> N
 
     assert cli(*own_data.arguments(), "--out", tmp_path / "before").code == 0
     mask = sorted((own_data.dataset / "carpet" / "ground_truth").rglob("*.png"))[0]
-    Image.fromarray(np.full((96, 96), 255, np.uint8)).save(mask)
+    redrawn = np.zeros((96, 96), np.uint8)
+    redrawn[10:40, 10:40] = 255
+    Image.fromarray(redrawn).save(mask)
     assert cli(*own_data.arguments(), "--out", tmp_path / "after").code == 0
     image = mask.relative_to(own_data.dataset).as_posix().replace("ground_truth", "test").replace("_mask", "")
     (line,) = notes(tmp_path / "after", tmp_path / "before")
@@ -137,7 +139,7 @@ def test_the_images_that_lost_most_are_shown_with_their_masks(cli: Cli, baseline
     assert set(worst["category"]) == {"nut"}
     assert worst["difference"].is_monotonic_increasing
     assert (worst[["iou_run", "iou_baseline"]] == 0.5).all(axis=None)
-    assert len(worst) == 9
+    assert len(worst) == DEFECTIVE
 
 
 # Real runs

@@ -7,8 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cascade.storage.datasets import load_manifest
 from cascade.tasks.score import STEPS
@@ -138,20 +140,20 @@ def without(*names: str) -> list[PlantedImage]:
     return [image for image in planted_images() if not image.name.startswith(names)]
 
 
-DEFECTIVE = tuple(f"nut/{number:02}" for number in range(5, 14))
-GOOD = tuple(f"nut/{number:02}" for number in range(5))
+DEFECTIVE = tuple(f"nut/{number:02}" for number in range(10, 22))
+GOOD = tuple(f"nut/{number:02}" for number in range(10))
 
 
 @pytest.mark.parametrize(
     ("gone", "reasons"),
     [
-        (("pin",), ["pin: none of the baseline's 14 images is in the run"]),
+        (("pin",), ["pin: none of the baseline's 22 images is in the run"]),
         (
             ("pin", "cap"),
-            [f"{category}: none of the baseline's 14 images is in the run" for category in ("cap", "pin")],
+            [f"{category}: none of the baseline's 22 images is in the run" for category in ("cap", "pin")],
         ),
-        (DEFECTIVE, ["nut: none of the baseline's 9 defective images is in the run"]),
-        (GOOD, ["nut: none of the baseline's 5 good images is in the run"]),
+        (DEFECTIVE, ["nut: none of the baseline's 12 defective images is in the run"]),
+        (GOOD, ["nut: none of the baseline's 10 good images is in the run"]),
     ],
 )
 def test_what_vanishes_closes_the_gate_unless_allowed(
@@ -173,9 +175,8 @@ def test_some_lost_images_are_counted_and_the_gate_stays_open(cli: Cli, baseline
     run = plant_run(tmp_path / "run", without("nut/00", "nut/12", "nut/13"))
     result = cli("compare", run, baseline)
     assert result.code == 0
-    assert (
-        "vanished: nut: 3 of the baseline's 14 images (2 of 9 defective, 1 of 5 good) are not in the run" in result.out
-    )
+    lost = "3 of the baseline's 22 images (2 of 12 defective, 1 of 10 good) are not in the run"
+    assert f"vanished: nut: {lost}" in result.out
 
 
 def test_replaced_images_are_lost_images(cli: Cli, baseline: Path, tmp_path: Path) -> None:
@@ -183,8 +184,8 @@ def test_replaced_images_are_lost_images(cli: Cli, baseline: Path, tmp_path: Pat
     run = plant_run(tmp_path / "run", [*without("nut"), *other])
     result = cli("compare", run, baseline)
     assert result.code == 1
-    assert "gate closed vanished: nut: none of the baseline's 14 images is in the run" in result.out
-    assert "not compared: 14 images that only the run has" in result.out
+    assert "gate closed vanished: nut: none of the baseline's 22 images is in the run" in result.out
+    assert "not compared: 22 images that only the run has" in result.out
 
 
 def test_without_any_shared_image_the_gate_is_closed_whatever_is_allowed(
@@ -231,7 +232,7 @@ def test_a_step_that_vanishes_closes_the_gate(cli: Cli, baseline: Path, tmp_path
 def test_a_reevaluation_notices_categories_that_are_gone(cli: Cli, own_data: Bench, tmp_path: Path) -> None:
     arguments = ["reevaluate", *own_data.arguments()[1:]]
     assert cli(*arguments).code == 0
-    (run,) = (path.parent for path in (tmp_path / "runs" / "mini").glob("*/run.json"))
+    (run,) = (path.parent for path in (tmp_path / "runs" / "mini").glob("2*/run.json"))
     assert cli("baseline", "set", run).code == 0
     shutil.rmtree(own_data.dataset / "carpet")
     result = cli(*arguments)
@@ -266,3 +267,79 @@ def test_a_reevaluation_in_another_frame_is_refused_before_all_work(cli: Cli, em
     assert result.code == 2
     assert "score.frame is 96 here and" in result.refusal()
     assert files_of(tmp_path) == before
+
+
+# What is said of a difference
+
+
+def verdicts(out: str, category: str) -> dict[str, str]:
+    """The verdict of each metric in the printed rows of a category."""
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] == [category]]
+    return {row[1]: row[-1] for row in rows}
+
+
+def test_a_gate_that_opens_says_what_is_undecided(cli: Cli, baseline: Path, tmp_path: Path) -> None:
+    run = plant_run(tmp_path / "run", planted_images(jitter=1))
+    open_gate = cli("compare", run, baseline, "--max-drop", "pixel_ap=0.0001")
+    assert open_gate.code == 0
+    found = verdicts(open_gate.out, "mean")
+    assert (found["pixel_auroc"], found["pixel_ap"]) == ("equal", "undecided")
+    (line,) = [line for line in open_gate.out.splitlines() if line.startswith("gate open")]
+    assert "no metric is known to have fallen by more than its limit; " in line
+    assert "differences are undecided" in line
+    assert "equal: it lies within the limit of a fall on both sides (±0.0001 or ±0.01)" in open_gate.out
+    assert f"Passed: {line.removeprefix('gate open: ')}." in (run / "comparison.md").read_text(encoding="utf-8")
+    itself = cli("compare", baseline, baseline, "--out", tmp_path / "itself")
+    assert set(verdicts(itself.out, "mean").values()) == {"equal"}
+    assert "undecided" not in next(line for line in itself.out.splitlines() if line.startswith("gate open"))
+
+
+def test_few_images_have_words_for_an_interval(cli: Cli, tmp_path: Path) -> None:
+    few = {"good": 4, "defective": 6}
+    before = plant_run(tmp_path / "before", planted_images(**few))
+    run = plant_run(tmp_path / "run", planted_images(weaker={"nut": 0.3}, **few))
+    result = cli("compare", run, before)
+    assert result.code == 1
+    (row,) = [line for line in result.out.splitlines() if line.split()[:2] == ["nut", "pixel_ap"]]
+    assert row.split()[-3:] == ["few", "images", "fell"]
+    assert "few images: an interval needs 10 defective images, for image metrics 10 good ones too" in result.out
+    assert "few images, so that no interval is given" in result.out
+    written = pd.read_csv(run / "comparison.csv").query("category == 'nut' and metric == 'pixel_ap'")
+    assert written[["low", "high", "p_value"]].isna().all(axis=None)
+    assert written["note"].tolist() == ["few images"]
+
+
+def test_a_table_with_intervals_has_words_where_images_are_few(cli: Cli, bench: Bench, tmp_path: Path) -> None:
+    result = cli(*bench.arguments(), "--ci", "--out", tmp_path / "run")
+    assert result.code == 0
+    assert result.out.count("few images") > 7
+    assert "few images: an interval needs 10 defective images" in result.out
+    written = pd.read_csv(tmp_path / "run" / "results.csv")
+    assert set(written["pixel_ap_note"]) == {"few images"}
+    assert written[["pixel_ap_low", "pixel_ap_high"]].isna().all(axis=None)
+    described = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert described["intervals"] == {"method": "BCa", "level": 0.95, "resamples": 1000}
+
+
+def test_a_difference_of_other_masks_or_image_scores_says_so_beside_the_number(
+    cli: Cli, own_data: Bench, tmp_path: Path
+) -> None:
+    for name, rule in (("before", "clip"), ("after", "max")):
+        assert cli(*own_data.arguments(f"score.image_score={rule}"), "--out", tmp_path / name).code == 0
+        mask = min((own_data.dataset / "carpet" / "ground_truth").rglob("*.png"))
+        redrawn = np.zeros((96, 96), np.uint8)
+        redrawn[10:40, 10:40] = 255
+        Image.fromarray(redrawn).save(mask)
+    cli("compare", tmp_path / "after", tmp_path / "before")
+    table = pd.read_csv(tmp_path / "after" / "comparison.csv").fillna({"remark": ""}).set_index(["category", "metric"])
+    masks, rule = "1 of 4 images have another mask or label", "image scores by clip → by max"
+    assert table.loc[("carpet", "pixel_ap"), "remark"] == masks
+    assert table.loc[("carpet", "image_ap"), "remark"] == f"{masks}; {rule}"
+    assert table.loc[("metal_plate", "pixel_ap"), "remark"] == ""
+    assert table.loc[("metal_plate", "image_ap"), "remark"] == rule
+
+
+def test_a_run_that_is_not_zero_shot_is_compared_with_a_word(cli: Cli, baseline: Path, tmp_path: Path) -> None:
+    run = plant_run(tmp_path / "run", planted_images(), leak="layers were trained on these images")
+    result = cli("compare", run, baseline)
+    assert "the run is not zero-shot: layers were trained on these images" in result.out

@@ -36,8 +36,10 @@ def arguments(bench: Bench, table: str, sets: Path, *more: str) -> list[str]:
 
 
 def test_what_is_there_runs_and_every_cell_is_marked_by_its_interval(
-    cli: Cli, bench: Bench, sets: Path, tmp_path: Path
+    cli: Cli, bench: Bench, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("ENOUGH", "ENOUGH_EACH"):
+        monkeypatch.setattr(f"cascade.tasks.uncertainty.{name}", 1)
     result = cli(*arguments(bench, "table3", sets, "--out", str(tmp_path / "out")))
     assert (result.code, result.err) == (0, "")
     assert "missing" not in result.out  # the store was warm: a copied file is not computed again
@@ -55,14 +57,27 @@ def test_what_is_there_runs_and_every_cell_is_marked_by_its_interval(
         interval = own.loc[(cell["step"], cell["metric"])]
         assert cell["ours"] == pytest.approx(100 * interval["value"])
         assert cell["difference"] == pytest.approx(cell["ours"] - cell["published"])
-        low, high = 100 * interval["low"], 100 * interval["high"]
-        assert (cell["difference_low"], cell["difference_high"]) == (
-            pytest.approx(low - cell["published"]),
-            pytest.approx(high - cell["published"]),
-        )
-        expected = "worse" if high < cell["published"] else "better" if low > cell["published"] else "within"
+        low, high = 100 * interval["low"] - cell["published"], 100 * interval["high"] - cell["published"]
+        assert (cell["difference_low"], cell["difference_high"]) == pytest.approx((low, high), nan_ok=True)
+        if cell["note"] == cell["note"]:
+            expected = "undecided"
+        else:
+            expected = "fell" if high < 0 else "improved" if low > 0 else "undecided"
+            assert max(-low, high) > 1  # none of these intervals is narrow enough for "equal"
         assert cell["verdict"] == expected
         assert expected in result.out
+    assert "fell" in set(found["verdict"])
+    assert "equal: it lies within ±1; else undecided" in result.out
+
+
+def test_eight_images_are_too_few_for_an_interval_and_for_a_verdict(
+    cli: Cli, bench: Bench, sets: Path, tmp_path: Path
+) -> None:
+    result = cli(*arguments(bench, "table3", sets, "--out", str(tmp_path / "out")))
+    found = pd.read_csv(tmp_path / "out" / "reproduction.csv")
+    assert set(found["note"]) == {"few images"}
+    assert set(found["verdict"]) == {"undecided"}
+    assert "few images: an interval needs 10 defective images" in result.out
 
 
 def test_mini_models_and_part_of_a_dataset_are_never_shown_as_the_papers(
@@ -85,7 +100,7 @@ def test_a_dataset_that_is_not_there_is_listed_with_its_command(
     found = pd.read_csv(tmp_path / "out" / "reproduction.csv").fillna({"step": ""})
     by_row = found.groupby(["dataset", "method"])["verdict"].unique().map(set)
     assert by_row["visa", "PPG+CPS"] == by_row["visa", "APRIL-GAN"] == {"missing"}
-    assert by_row["mvtec", "PPG+CPS"] <= {"within", "better", "worse"}
+    assert by_row["mvtec", "PPG+CPS"] <= {"fell", "improved", "equal", "undecided"}
     assert by_row["mvtec", "ClipSAM"] == {"other method"}
     assert found[found["verdict"].isin(["missing", "other method"])]["ours"].isna().all()
 

@@ -9,11 +9,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from cascade.metrics import (
+    Estimate,
     OccupiedBins,
     ScoreHistogram,
+    bca_intervals,
     bins_of_scores,
     draw_weights,
     image_metrics,
+    influences,
+    left_out_weights,
     resampled_metrics,
     score_histogram,
     summary,
@@ -110,40 +114,68 @@ def test_metrics_that_the_pool_does_not_have_are_nan(anomalous: bool) -> None:
     np.testing.assert_array_equal(found, [astuple(summary(histogram))] * 2)
 
 
-def test_an_interval_covers_the_truth_at_its_level() -> None:
-    """Images differ in difficulty; the truth is the limit of a very large pool of them."""
-    rng = np.random.default_rng(11)
-    n_good, n_defective, pixels, draws = 40, 60, 400, 200
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def simulated(rng: np.random.Generator, count: int, defective: bool) -> Parts:
+    """Images of 400 pixels that differ in difficulty: counts of normal and anomalous pixels [count, bins], and the
+    highest score of each."""
     edges = np.linspace(-4, 6, 41)
+    shift, effect = 0.4 * rng.normal(size=(count, 1)), 1.5 + 0.6 * rng.normal(size=(count, 1))
+    n_anomalous = 40 if defective else 0
+    values = shift + rng.normal(size=(count, 400))
+    values[:, :n_anomalous] += effect
+    places = np.digitize(values, edges)
+    rows = np.repeat(np.arange(count)[:, None], 400, 1)
+    anomalous = np.broadcast_to(np.arange(400) < n_anomalous, places.shape).astype(int)
+    counts = np.zeros((2, count, edges.size + 1), np.int64)
+    np.add.at(counts, (anomalous, rows, places), 1)
+    return counts[0], counts[1], values.max(axis=1)
 
-    def images(count: int, defective: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Histograms of normal and anomalous pixels [count, bins]; a shift of its own for each image."""
-        shift, effect = 0.4 * rng.normal(size=(count, 1)), 1.5 + 0.6 * rng.normal(size=(count, 1))
-        n_anomalous = 40 if defective else 0
-        values = shift + rng.normal(size=(count, pixels))
-        values[:, :n_anomalous] += effect
-        places = np.digitize(values, edges)
-        rows = np.repeat(np.arange(count)[:, None], pixels, 1)
-        anomalous = np.broadcast_to(np.arange(pixels) < n_anomalous, places.shape).astype(int)
-        counts = np.zeros((2, count, edges.size + 1), np.int64)
-        np.add.at(counts, (anomalous, rows, places), 1)
-        return counts[0], counts[1]
 
-    def pool(good: int, defective: int) -> list[OccupiedBins]:
-        return [
-            OccupiedBins.of(negatives, positives, positives / 40)
-            for parts in (images(good, False), images(defective, True))
-            for negatives, positives in zip(*parts, strict=True)
-        ]
-
-    many = [images(8000, False), images(12000, True)]
+def true_metrics(rng: np.random.Generator, good: int, defective: int) -> np.ndarray:
+    """The limit of a very large pool with so many good images to each defective one, [7]."""
+    many = [simulated(rng, 12000, False), simulated(rng, 12000 * defective // good, True)]
     negatives, positives = (sum(each[part].sum(axis=0) for each in many) for part in range(2))
-    (truth,) = resampled_metrics([OccupiedBins.of(negatives, positives, positives / 40)], np.ones((1, 1)))
-    strata = np.repeat([0, 1], [n_good, n_defective])
-    covered = np.zeros(4)
+    (pixels,) = resampled_metrics([OccupiedBins.of(negatives, positives, positives / 40)], np.ones((1, 1)))
+    labels = np.repeat([False, True], [len(each[2]) for each in many])
+    return np.array([*pixels, *astuple(image_metrics(np.concatenate([each[2] for each in many]), labels))])
+
+
+def simulated_estimate(rng: np.random.Generator, good: int, defective: int, resamples: int) -> Estimate:
+    """All metrics of a small test set, resampled as a table is."""
+    parts = [simulated(rng, good, False), simulated(rng, defective, True)]
+    strata = np.repeat([0, 1], [good, defective])
+    drawn, left = draw_weights(strata, resamples, rng), left_out_weights(strata)
+    weights = np.concatenate([drawn, left])
+    pool = [OccupiedBins.of(*each, each[1] / 40) for part in parts for each in zip(part[0], part[1], strict=True)]
+    images = bins_of_scores(np.concatenate([part[2] for part in parts]), strata == 1)
+    rows = np.concatenate([resampled_metrics(pool, weights), resampled_metrics(images, weights)[:, :3]], axis=1)
+    return Estimate(rows[0], rows[1 : len(drawn)], influences(rows[len(drawn) :], left, strata))
+
+
+IMAGE_F1 = 5
+"""A maximum over few distinct scores is biased the most, and bias corrected or not it is the least sure."""
+
+
+@pytest.mark.parametrize(("good", "defective", "least", "least_f1"), [(40, 60, 0.90, 0.80), (10, 10, 0.86, 0.70)])
+def test_an_interval_covers_the_truth_more_often_than_percentiles_do(
+    good: int, defective: int, least: float, least_f1: float
+) -> None:
+    rng = np.random.default_rng(11)
+    truth, draws = true_metrics(rng, good, defective), 200
+    covered, by_percentiles = np.zeros(7), np.zeros(7)
     for _ in range(draws):
-        resampled = resampled_metrics(pool(n_good, n_defective), draw_weights(strata, 400, rng))[1:]
-        low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-        covered += (low <= truth) & (truth <= high)
-    assert (covered / draws >= 0.90).all(), covered / draws
+        estimate = simulated_estimate(rng, good, defective, 400)
+        for counts, bounds in (
+            (covered, bca_intervals(estimate, 0.95).T),
+            (by_percentiles, np.quantile(estimate.drawn, [0.025, 0.975], axis=0)),
+        ):
+            counts += (bounds[0] <= truth + 1e-12) & (truth <= bounds[1] + 1e-12)
+    wanted = np.full(7, least)
+    wanted[IMAGE_F1] = least_f1
+    assert (covered / draws >= wanted).all(), covered / draws
     assert (covered / draws <= 0.99).all(), covered / draws
+    # as good as percentiles where these are unbiased, and far better where they are not
+    assert (covered >= by_percentiles - 0.03 * draws).all(), (covered / draws, by_percentiles / draws)
+    assert covered[IMAGE_F1] > by_percentiles[IMAGE_F1] + 0.1 * draws
