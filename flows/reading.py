@@ -20,6 +20,7 @@ from cascade.storage.datasets import (
     Problem,
     Report,
     Rules,
+    Split,
     inspect_dataset,
     summarised,
 )
@@ -82,7 +83,7 @@ def read_images(experiment: Experiment, store: Path, *, skip_bad: bool = False) 
     report.require_ok(path)
     manifest = _selected(report.manifest, dataset)
     if not len(manifest):
-        raise DataError(f"{path}: no image in split '{dataset.split}' of the chosen categories")
+        raise DataError(f"{path}: {_nothing(report.manifest, dataset)}")
     words = words_used(dataset.words, report.manifest)
     report = report.adding(check_words(dataset.words, manifest))
     return Images(manifest, report, {category: words[category] for category in manifest.categories})
@@ -106,7 +107,10 @@ def inspect_all(experiment: Experiment) -> Report:
     if not len(report.manifest):
         return report
     words_used(dataset.words, report.manifest)
-    return report.adding(check_words(dataset.words, report.manifest))
+    problems = check_words(dataset.words, report.manifest)
+    if not len(_selected(report.manifest, dataset)):
+        problems.append(Problem("error", "nothing-chosen", ".", _nothing(report.manifest, dataset)))
+    return report.adding(problems)
 
 
 def remember_checked(images: Images, store: Path) -> None:
@@ -152,6 +156,13 @@ def rules_of(dataset: DatasetConfig) -> Rules:
 
 def _selected(manifest: Manifest, dataset: DatasetConfig) -> Manifest:
     return manifest.select(dataset.categories, dataset.exclude, dataset.split)
+
+
+def _nothing(manifest: Manifest, dataset: DatasetConfig) -> str:
+    other: Split = "train" if dataset.split == "test" else "test"
+    there = len(manifest.select(dataset.categories, dataset.exclude, other))
+    hint = f"; --set dataset.split={other} takes the {there} in '{other}'" if there else ""
+    return f"no image in split '{dataset.split}' of the chosen categories{hint}"
 
 
 def _checked(store: Path) -> Artefact:

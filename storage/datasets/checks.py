@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cascade.storage.datasets.listing import Entry
 from cascade.storage.datasets.manifest import MEAN, ImageRecord
@@ -46,6 +46,26 @@ def check_categories(records: Iterable[ImageRecord]) -> list[Problem]:
         if bare:
             message = f"{bare} of {len(defective)} defective images have no mask; its pixel metrics stay empty"
             problems.append(Problem("warning", "no-mask", category, message))
+    return problems
+
+
+def check_colours(entries: Iterable[Entry], colours: Mapping[str, int]) -> list[Problem]:
+    """What images of one or two colours may be; ``colours`` says by path which they are."""
+    by_name: dict[str, str] = {}
+    for entry in entries:
+        if entry.path not in colours:
+            by_name.setdefault(image_stem(entry.path.rpartition("/")[2]), entry.path)
+    problems = []
+    for entry in entries:
+        path, number = entry.path, colours.get(entry.path)
+        twin = by_name.get(image_stem(path.rpartition("/")[2]))
+        # Where labels are known, masks are too, and every folder may have an image of this name.
+        if number == 2 and entry.label is None and twin is not None:
+            message = f"has two colours and the name of {twin}, as its mask has, but is listed as an image"
+            problems.append(Problem("error", "mask-as-image", path, f"{message}; move it away", path))
+        elif number is not None:
+            told = "one colour; restore it" if number == 1 else "two colours, as a mask has; move it away"
+            problems.append(Problem("warning", "few-colours", path, f"has {told}, unless it is a photograph"))
     return problems
 
 

@@ -126,7 +126,6 @@ def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
             problems += found
         if pixels is not None:
             _check_marked(entry, pixels, look)
-            problems += _few_colours(entry, pixels)
     except _Found as found:
         image_path = None if found.kind == "link" else entry.path
         return Checked(entry, (Problem("error", found.kind, found.path, found.message, image_path),))
@@ -209,13 +208,6 @@ def _colours(image: npt.NDArray[np.uint8]) -> int | None:
         if found > 2:
             return None
     return found
-
-
-def _few_colours(entry: Entry, pixels: Pixels) -> list[Problem]:
-    if pixels.colours is None:
-        return []
-    told = "is of one colour; restore it" if pixels.colours == 1 else "has two colours, as a mask has; move it away"
-    return [Problem("warning", "few-colours", entry.path, f"{told}, unless it is a photograph")]
 
 
 def _mask_parts(listing: Listing, path: str) -> list[str]:

@@ -20,7 +20,7 @@ the severity:
     beyond-full-scale   error     more than 8 bits, with values beyond the white that was given
     few-colours         warning   an image of one or two colours: empty, or a mask (full level)
     same-name           error     defective images without masks that differ in the extension; others: a warning
-    mask-as-image       error     an image that is called like the mask of another
+    mask-as-image       error     an image that is called like the mask of another, or like it and has two colours
     missing-mask        error     a defective image whose mask is not there, in layouts that have one for each
     no-mask             warning   a category with defective images without masks, in other layouts
     unreadable-mask, truncated-mask, oversized-mask   error   as for images
@@ -56,7 +56,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from cascade.storage.datasets.checks import check_categories, check_duplicates, check_listing
+from cascade.storage.datasets.checks import check_categories, check_colours, check_duplicates, check_listing
 from cascade.storage.datasets.entries import Look, Pixels, check_entry
 from cascade.storage.datasets.layouts import list_dataset
 from cascade.storage.datasets.manifest import ImageRecord, Manifest
@@ -173,7 +173,12 @@ def inspect_dataset(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         checked = list(pool.map(partial(check_entry, listing, look=look), listing.entries))
     checked, depths = with_whites(checked, rules.full_scale)
-    found = [*listing.problems, *(problem for each in checked for problem in each.problems)]
+    colours = {each.entry.path: each.pixels.colours for each in checked if each.pixels and each.pixels.colours}
+    found = [
+        *listing.problems,
+        *(problem for each in checked for problem in each.problems),
+        *check_colours(listing.entries, colours),
+    ]
     bad = [problem for problem in found if problem.severity == "error" and problem.image is not None and skip_bad]
     without = {problem.image for problem in bad}
     records = [each.record for each in checked if each.record is not None and each.entry.path not in without]

@@ -249,7 +249,23 @@ def masks_in_a_folder_of_another_name(root: Path) -> Path:
     return root
 
 
-@case((3, 2), "is of one colour")
+@case(None, "has two colours and the name of", "as its mask has")
+def real_iad(root: Path) -> Path:
+    for n in range(2):
+        save(photo(n), root / f"audiojack/OK/S0001/{n}.jpg")
+        save(photo(10 + n), root / f"audiojack/NG/AK/S0002/{n}.jpg")
+        save(blob(), root / f"audiojack/NG/AK/S0002/{n}.png")
+    return root
+
+
+@case(None, "no image in split 'test'", "dataset.split=train takes the 2 in 'train'")
+def nothing_but_train(root: Path) -> Path:
+    for n in range(2):
+        save(photo(n), root / f"screw/train/good/{n}.png")
+    return root
+
+
+@case((3, 2), "has one colour")
 def black_photograph(root: Path) -> Path:
     tree(root)
     save(np.zeros((SIDE, SIDE), np.uint8), root / "screw/test/good/black.png")

@@ -233,7 +233,10 @@ def test_a_mask_in_another_folder_of_photographs(tree: Any) -> None:
     tree.image("Defect_images/0001.png")
     tree.mask("Mask_images/0001_mask.png")
     kinds = {(problem.severity, problem.kind) for problem in inspect_dataset(tree.root, decode=True).problems}
-    assert kinds == {("error", "mask-as-image"), ("warning", "few-colours"), ("warning", "unlabelled")}
+    assert kinds == {("error", "mask-as-image"), ("warning", "unlabelled")}
+    tree.move("Mask_images/0001_mask.png", "annotations/0001.png")
+    (problem,) = inspect_dataset(tree.root, decode=True).errors
+    check(problem, "error", "mask-as-image", "annotations/0001.png", "Defect_images/0001.png, as its mask has")
 
 
 @pytest.mark.parametrize(("values", "word"), [((), "one colour"), ((255,), "two colours")])
