@@ -11,18 +11,28 @@ from cascade.storage.errors import ConfigError
 def expanded(path: str | Path) -> Path:
     """A path whose leading ``~`` has been replaced by the home folder; others stay as they are.
 
-    Raises ``ConfigError`` if there is no such home folder, or nothing is written at all.
+    Raises ``ConfigError`` if there is no such home folder, nothing is written at all, or the name is not UTF-8.
     """
     if path == "":
         raise ConfigError("an empty path; write one, or leave it out for the default")
+    require_utf8(str(path))
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"{path}: it is not known which folder '~' is here; write the whole path") from error
 
 
+def require_utf8(text: str) -> None:
+    """Raise ``ConfigError`` if a name has bytes that are not UTF-8, in which tables are written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{ascii(text)[1:-1]}: a name that is not UTF-8; rename the file or folder") from None
+
+
 def require_writable(folder: Path) -> None:
     """Raise ``ConfigError`` unless a folder can be written to, or be made where it is wanted; nothing is written."""
+    require_utf8(str(folder.absolute()))
     for place in (folder, *folder.absolute().parents):
         try:
             place.stat()

@@ -140,10 +140,13 @@ def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file, read in pieces.
 
     Within a process a file is read again only if its size or modification time changed; nothing is remembered across
-    processes.
+    processes. Raises ``WeightsError`` if it cannot be read.
     """
-    stat = path.stat()
-    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = path.stat()
+        return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the disk and permissions") from error
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,8 @@ def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, to
         raise
     except Exception as error:  # unpickling fails in many ways; all mean that the file is of no use
         # torch's own words recommend to load such a file without protection
-        reason = "" if isinstance(error, UnpicklingError) else f" ({' '.join(str(error).split())[:200]})"
+        first_sentence = " ".join(str(error).split()).partition(". ")[0][:200]
+        reason = "" if isinstance(error, UnpicklingError) else f" ({first_sentence})"
         raise WeightsError(
             f"{path} ({sha256[:12]}): damaged, or holds more than tensors, and was not loaded{reason}; "
             f"get the file again, or save its tensors as .safetensors"
@@ -56,8 +57,8 @@ def _loaded(path: Path, sha256: str, pinned: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     if not pinned:
         raise WeightsError(
-            f"{path}: a TorchScript archive, which holds code; if you trust where it comes from, say so by "
-            f"localise.sha256={sha256}"
+            f"{path}: a TorchScript archive, which holds code; save its state dict, or, if it is CLIP and you trust "
+            f"where it comes from, say so by localise.sha256={sha256}"
         )
     state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     return {name: value for name, value in state.items() if value.ndim or name == "logit_scale"}

@@ -13,17 +13,14 @@ def checked(arguments: Sequence[str]) -> list[str]:
     Raises ``ConfigError`` if one is empty, as an unset variable makes it, or is no UTF-8, in which tables are written.
     """
     from cascade.storage.errors import ConfigError
-    from cascade.storage.paths import expanded
+    from cascade.storage.paths import expanded, require_utf8
 
     found = []
     for argument in arguments:
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         if not value and (equals or not option):
             raise ConfigError(f"{option or 'an argument'} is empty; give it a value, or leave it out")
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"{ascii(argument)[1:-1]}: a name that is not UTF-8; rename the file or folder") from None
+        require_utf8(argument)
         found.append(f"{option}{equals}{expanded(value)}" if value.startswith("~") else argument)
     return found
 

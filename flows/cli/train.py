@@ -13,7 +13,7 @@ from cascade.flows.cli.options import DatasetOption, SetOption, StoreOption, loa
 
 app = typer.Typer(help="Train the linear layers of a CLIP method, or the mini models.", no_args_is_help=True)
 
-MinutesOption = Annotated[float, typer.Option(min=0, help="Training time over all sessions.")]
+MinutesOption = Annotated[float, typer.Option(min=0, max=1e6, help="Training time over all sessions.")]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; a GPU if there is one.")]
 
 
@@ -56,7 +56,7 @@ def train_april_gan(
 def train_mini_clip(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-clip"),
     minutes: MinutesOption = 60.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=9000, help="Of weights, scenes and augmentation.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
@@ -71,7 +71,7 @@ def train_mini_clip(
 def train_mini_sam(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
     minutes: MinutesOption = 60.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, scenes and prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=9000, help="Of weights, scenes and prompts.")] = 0,
     start: Annotated[
         str | None,
         typer.Option(help="Weights to start from: a file, or mini_sam for the shipped ones; random ones without."),

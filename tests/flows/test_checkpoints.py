@@ -107,6 +107,11 @@ def test_no_code_in_a_file_is_run(refused: Callable[..., str], tmp_path: Path, r
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no file that cannot be read")
+def test_a_file_that_cannot_be_read_is_named(refused: Callable[..., str]) -> None:
+    assert "/proc/self/mem: cannot be read" in refused("localise.weights=/proc/self/mem")
+
+
 def test_an_archive_with_code_needs_a_digest(refused: Callable[..., str], tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pt")
     assert "localise.sha256=" in refused(f"localise.weights={tmp_path / 'model.pt'}")

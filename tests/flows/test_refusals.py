@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -130,6 +132,24 @@ def test_a_variable_that_is_set_to_nothing_means_the_default(
     (tmp_path / "store" / "embed" / ("0" * 64) / "zarr.json").write_text("{}", encoding="utf-8")
     assert "store/embed" in cli("store", "ls").refusal()
     assert cli("weights", "ls").code == 0
+
+
+def test_names_that_are_not_utf_8_are_refused_wherever_they_come_from(
+    cli: Cli, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_RUNS", "a\udcff")
+    assert "CASCADE_RUNS: a\\udcff: a name that is not UTF-8" in cli("history").refusal()
+    monkeypatch.delenv("CASCADE_RUNS")
+    folder = tmp_path / "b\udcff"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert "b\\udcff/runs/mini" in cli(*bench.arguments()).refusal()
+    monkeypatch.chdir(tmp_path)
+    dataset = tmp_path / "dataset"
+    shutil.copytree(bench.dataset, dataset)
+    picture = next((dataset / "carpet" / "test" / "good").iterdir())
+    picture.rename(picture.with_name("c\udcff.png"))
+    assert "c\\udcff.png" in cli(*replace(bench, dataset=dataset).arguments()).refusal()
 
 
 def without_home(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
