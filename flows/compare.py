@@ -123,7 +123,7 @@ def _remark(row: Mapping[Hashable, Any], run: FinishedRun, baseline: FinishedRun
     """What makes a difference other than one of the same measurement, if anything does."""
     remarks = []
     if row["other_truth"] > 0:
-        remarks.append(f"{row['other_truth']:.0f} of {row['images']} images have another mask or label")
+        remarks.append(f"{row['other_truth']:.0f} of {row['images']} images have another ground truth")
     rules = [side.description["experiment"]["score"].get("image_score") for side in (baseline, run)]
     if row["metric"] in IMAGE_METRICS and rules[0] != rules[1]:
         remarks.append(f"image scores by {rules[0]} → by {rules[1]}")

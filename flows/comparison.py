@@ -95,7 +95,7 @@ class Comparison:
         limits = sorted({f"{limit:g}" for limit in self.limits.values()})
         verdicts = (
             "fell, improved: the interval of the difference is on one side of 0; equal: it lies within the limit of a "
-            f"fall on both sides (±{' or ±'.join(limits)}), or all scores are the same; else undecided"
+            f"fall on both sides (±{' or ±'.join(limits)}), or both put all scores in the same order; else undecided"
         )
         return [verdicts, *explained(self.table["note"])]
 

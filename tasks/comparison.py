@@ -34,8 +34,8 @@ COLUMNS = (
     "verdict",
 )
 WORST_COLUMNS = ("category", "path", "image_id", "baseline", "run", "difference")
-SAME = "same scores"
-"""Note of a difference that is 0 because both runs gave every image the same scores."""
+SAME = "same order"
+"""Note of a difference that is 0 because both runs put all scores in the same order, so that no draw can tell them."""
 _ROUNDING = 1e-9
 
 
@@ -54,7 +54,7 @@ class Paired:
     Attributes:
         table: columns ``COLUMNS``, one row for each category and metric that either run has, and the mean. Values and
             difference (run minus baseline) are those of the shared images; ``images`` counts them, and ``other_truth``
-            those whose mask or label is another one in the baseline. The mean is over the categories that both runs
+            those whose ground truth is another one in the baseline. The mean is over the categories that both runs
             have a value for. Where ``note`` says why (``SAME``, or one of ``cascade.tasks.uncertainty``) there is no
             interval and no ``p_value``, which judges a row alone and goes with its interval. ``p_adjusted`` judges a
             category among all categories with that metric; the mean has none. ``verdict`` is that of

@@ -94,6 +94,13 @@ class Evidence:
             for own in rows
         ]
 
+    def pixel_counts(self) -> NDArray[np.int64]:
+        """Normal and anomalous pixels of each image, [N, 2]; 0 where the truth is not known."""
+        counts = np.zeros((self.labels.size, 2), np.int64)
+        for place, each in zip(np.flatnonzero(self.has_truth), self.pixels[0], strict=True):
+            counts[place] = each.negatives.sum(), each.positives.sum()
+        return counts
+
     def average_precision(self, step: int) -> NDArray[np.float64]:
         """Pixel AP of each image alone, [N]; NaN for an image without defect or truth."""
         alone = np.full(self.labels.size, np.nan)

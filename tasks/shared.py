@@ -22,9 +22,10 @@ class Shared:
     Attributes:
         sides: the metrics of the run and of the baseline; NaN where either has none.
         parts: the differences of each category, and ``compared`` int64 [K, metrics] the images that each rests on.
-        same: bool [metrics], whether both runs gave every image the same scores.
+        same: bool [metrics], whether both runs put all scores in the same order.
         images: how many there are.
-        other_truth: how many of them have another ground truth in the baseline.
+        other_truth: how many of them have another ground truth in the baseline: another mask or label, or another count
+            of defective pixels in the evaluation frame.
     """
 
     sides: tuple[Estimate, Estimate]
@@ -46,6 +47,7 @@ def shared_metrics(
     """The metrics of one category's shared ``pairs``, with their evidence in the run and in the baseline."""
     draws = category_draws(category, 3 * run.labels + baseline.labels, resamples, seed)
     (own,), (other,) = run.estimates(draws), baseline.estimates(draws)
+    other_name = np.array([truth_of(image) != truth_of(before) for image, before in pairs])
     undefined = np.isnan(own.value) | np.isnan(other.value)
     sides = own.where(~undefined), other.where(~undefined)
     return Shared(
@@ -54,7 +56,7 @@ def shared_metrics(
         compared=np.minimum(compared_images(run.labels), compared_images(baseline.labels))[None],
         same=_same(run, baseline),
         images=len(pairs),
-        other_truth=sum(truth_of(image) != truth_of(before) for image, before in pairs),
+        other_truth=int((other_name | (run.pixel_counts() != baseline.pixel_counts()).any(axis=1)).sum()),
     )
 
 
@@ -73,9 +75,13 @@ def mean_of_shared(categories: Sequence[Shared]) -> Shared:
 
 
 def _same(run: Evidence, baseline: Evidence) -> NDArray[np.bool_]:
-    """By metric, whether two runs gave every image the same scores, and the same is held to be true of it."""
+    """By metric, whether two runs put all scores in the same order, and the same is held to be true of them.
+
+    Of pixels only equal scores are looked for; metrics of images depend on the order of their scores alone.
+    """
     labels = bool((run.labels == baseline.labels).all())
     pixels = all(own.same(other) for own, other in zip(run.pixels[0], baseline.pixels[0], strict=False))
     pixels &= bool((run.has_truth == baseline.has_truth).all())
-    images = bool((run.image_scores == baseline.image_scores).all())
+    own, other = (np.unique(side.image_scores, return_inverse=True)[1] for side in (run, baseline))
+    images = np.array_equal(own, other)
     return np.array([labels & pixels] * len(PIXEL_METRICS) + [labels & images] * len(IMAGE_METRICS))

@@ -209,3 +209,27 @@ def test_images_with_another_mask_are_counted(baseline: Scored, tmp_path: Path) 
     table = paired(Scored(run.scores, tuple(kept)), baseline)
     assert set(table.loc["cap", "other_truth"]) == set(table.loc["mean", "other_truth"]) == {2}
     assert set(table.loc["nut", "other_truth"]) == {0}
+
+
+def test_a_mask_that_covers_other_pixels_of_the_frame_is_another_truth(baseline: Scored, tmp_path: Path) -> None:
+    """The same file of a mask, placed in the frame in another way."""
+    changed = []
+    for image in planted_images():
+        grown = image.mask | np.roll(image.mask, 1, axis=0) if image.name == "nut/15" else image.mask
+        changed.append(replace(image, mask=grown))
+    run = plant_scores(tmp_path / "run", changed)
+    other = next(own for own in run.images if own.path == "nut/15")
+    named = next(own for own in baseline.images if own.path == "nut/15")
+    item = run.scores.read(other.item)
+    with run.scores.writing([named.item], histogram_specs("uint32")):
+        run.scores.write(named.item, {name: item.arrays[name] for name in HISTOGRAMS}, item.record)
+    table = paired(Scored(run.scores, baseline.images), baseline)
+    assert set(table.loc["nut", "other_truth"]) == {1}
+    assert set(table.loc["cap", "other_truth"]) == {0}
+
+
+def test_image_scores_in_the_same_order_are_equal_whatever_their_values(baseline: Scored, tmp_path: Path) -> None:
+    run = plant_scores(tmp_path / "run", [replace(image, scores=image.scores / 2) for image in planted_images()])
+    table = paired(run, baseline)
+    for metric in ("image_auroc", "image_f1max", "image_ap"):
+        assert table.loc[("cap", metric), ["note", "verdict"]].tolist() == [SAME, "equal"]

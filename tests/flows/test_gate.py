@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -332,7 +333,7 @@ def test_a_difference_of_other_masks_or_image_scores_says_so_beside_the_number(
         Image.fromarray(redrawn).save(mask)
     cli("compare", tmp_path / "after", tmp_path / "before")
     table = pd.read_csv(tmp_path / "after" / "comparison.csv").fillna({"remark": ""}).set_index(["category", "metric"])
-    masks, rule = "1 of 4 images have another mask or label", "image scores by clip → by max"
+    masks, rule = "1 of 4 images have another ground truth", "image scores by clip → by max"
     assert table.loc[("carpet", "pixel_ap"), "remark"] == masks
     assert table.loc[("carpet", "image_ap"), "remark"] == f"{masks}; {rule}"
     assert table.loc[("metal_plate", "pixel_ap"), "remark"] == ""
@@ -343,3 +344,23 @@ def test_a_run_that_is_not_zero_shot_is_compared_with_a_word(cli: Cli, baseline:
     run = plant_run(tmp_path / "run", planted_images(), leak="layers were trained on these images")
     result = cli("compare", run, baseline)
     assert "the run is not zero-shot: layers were trained on these images" in result.out
+
+
+def test_serving_hands_limits_and_allowance_to_the_flow(
+    cli: Cli, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("cascade.flows.schedules.serve", lambda name, parameters, **when: given.append(parameters))
+    arguments = ["serve", "mini", "--dataset", bench.dataset, "--max-drop", "pixel_ap=0.02"]
+    assert cli(*arguments).code == cli(*arguments, "--allow-vanished").code == 0
+    assert [each["max_drop"] for each in given] == [{"pixel_ap": 0.02}] * 2
+    assert [each["allow_vanished"] for each in given] == [False, True]
+    assert set(given[0]) <= set(reevaluate_flow_parameters())
+
+
+def reevaluate_flow_parameters() -> list[str]:
+    from inspect import signature
+
+    from cascade.flows.schedules import reevaluate_flow
+
+    return list(signature(reevaluate_flow.fn).parameters)
