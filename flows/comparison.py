@@ -29,7 +29,8 @@ class Comparison:
         step: the step that is compared.
         level: of the intervals.
         limits: how much a metric may fall, on the mean and in each category.
-        table: see ``cascade.tasks.comparison.Paired``.
+        table: see ``cascade.tasks.comparison.Paired``; a column ``remark`` says what makes a difference other than one
+            of the same measurement.
         worst: the shared defective images whose own pixel AP fell, the largest loss first, with the IoU of their masks
             in both runs.
         changes: what made the runs differ.
@@ -61,7 +62,8 @@ class Comparison:
         """
         return [
             f"{row['category']}: {row['metric']} fell by {-row['difference']:.4f} ({row['baseline']:.4f} → "
-            f"{row['run']:.4f}; {self._interval(row)}; limit {self.limits[row['metric']]:g})"
+            f"{row['run']:.4f}; {self._interval(row)}; limit {self.limits[row['metric']]:g}"
+            f"{'; ' if row['remark'] else ''}{row['remark']})"
             for row in self.table.to_dict("records")
             if row["verdict"] == "fell"
             and (row["category"] == MEAN or row["p_adjusted"] < 1 - self.level)

@@ -340,6 +340,19 @@ def test_a_difference_of_other_masks_or_image_scores_says_so_beside_the_number(
     assert table.loc[("metal_plate", "image_ap"), "remark"] == rule
 
 
+def test_a_fall_of_another_measurement_closes_the_gate_with_a_word(cli: Cli, baseline: Path, tmp_path: Path) -> None:
+    experiment = json.loads((baseline / "run.json").read_text(encoding="utf-8"))["experiment"]
+    before = experiment["score"]["image_score"]
+    experiment["score"]["image_score"] = "another"
+    run = plant_run(tmp_path / "run", planted_images(weaker={"nut": 2.0}), experiment=experiment)
+    reasons = [line for line in cli("compare", run, baseline).out.splitlines() if line.startswith("gate closed nut")]
+    words = f"; image scores by {before} → by another)"
+    assert {line.partition("_")[0]: line.endswith(words) for line in reasons} == {
+        "gate closed nut: pixel": False,
+        "gate closed nut: image": True,
+    }
+
+
 def test_a_run_that_is_not_zero_shot_is_compared_with_a_word(cli: Cli, baseline: Path, tmp_path: Path) -> None:
     run = plant_run(tmp_path / "run", planted_images(), leak="layers were trained on these images")
     result = cli("compare", run, baseline)
