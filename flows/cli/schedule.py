@@ -54,6 +54,8 @@ def reevaluate(
         )
     if fresh:
         console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
+    for line in found.run.description.get("warnings", ()):
+        console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
     for line in found.changes:
         console.print(f"changed since the last run: {plain(line)}", soft_wrap=True, highlight=False)
     for line in found.comparison.not_compared() if found.comparison is not None else ():

@@ -75,9 +75,14 @@ def list_files(root: Path, *, follow_links: bool = False) -> FileTree:
             if entry.is_symlink():
                 place = _target(place)
                 is_folder = place.is_dir()
-                if not follow_links and not place.is_relative_to(root):
-                    if is_folder or is_image(entry.name):
-                        problems.append(Problem("error", "link", path, LINK_MESSAGE))
+                outside = not follow_links and not place.is_relative_to(root)
+                if outside and (is_folder or is_image(entry.name)):
+                    problems.append(Problem("error", "link", path, LINK_MESSAGE))
+                    continue
+                if not place.exists() and "." not in entry.name:
+                    # What it led to may have been a folder; a lost file is found missing, or is no picture.
+                    message = "a link that leads nowhere; correct or remove it"
+                    problems.append(Problem("error", "broken-link", path, message))
                     continue
             if not is_folder:
                 files.append(path)

@@ -21,8 +21,10 @@ all of it is ``test``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cascade.storage.datasets.files import FileTree
-from cascade.storage.datasets.listing import Entry, Listing, any_normal, named_or_marked
+from cascade.storage.datasets.listing import Entry, Listing, any_normal, named_or_marked, names_normal
 from cascade.storage.datasets.masks import MaskIndex, is_mask_folder
 from cascade.storage.datasets.problems import Problem
 
@@ -60,7 +62,7 @@ def read_folder(tree: FileTree) -> Listing:
         tree.root,
         "folder",
         tuple(entries),
-        (*problems, *_nested_masks(tree, folders)),
+        (*problems, *_nested_masks(tree, folders), *(() if named else _nested_labels(inners, base))),
         frozenset([*masks.values(), *inners.values(), *(path for path in tree.images if _in_mask_folder(path))]),
     )
 
@@ -78,3 +80,16 @@ def _nested_masks(tree: FileTree, folders: list[str]) -> list[Problem]:
             found.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts) if is_mask_folder(part))
     message = "masks are read from the top folder only; move them there or use this folder's parent"
     return [Problem("warning", "nested-masks", folder, message) for folder in sorted(found)]
+
+
+def _nested_labels(inners: Iterable[str], base: str) -> list[Problem]:
+    """Folders of normal images that are too deep to name labels."""
+    found: set[str] = set()
+    for path in inners:
+        parts = path.split("/")[:-1]
+        found.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts) if names_normal(part))
+    message = (
+        "names labels only straight in the dataset; give the folder above it as the dataset, or call it "
+        "<category>/test/good/"
+    )
+    return [Problem("warning", "nested-labels", f"{base}{folder}", message) for folder in sorted(found)]

@@ -10,6 +10,7 @@ the severity:
     name                error     a category, defect or file whose name may not become that of a file, or is `mean`
     escape              error     an absolute path or a ``..`` that leaves the root
     link                error     a symbolic link that leaves the root, unless links may be followed
+    broken-link         error     a symbolic link to nothing that may have been a folder
     unreadable-folder   error     a folder that may not be listed
     repeated-path       error     the same path listed twice
     missing-image       error     a listed image that is not on disk
@@ -17,6 +18,7 @@ the severity:
     truncated-image     error     cut short or damaged inside (full level)
     oversized-image     error     more pixels than ``images.MAX_PIXELS``
     depth               warning   more than 8 bits, read with a white that the dataset's largest value gave
+    unused-full-scale   warning   a white was given, and no image has more than 8 bits
     beyond-full-scale   error     more than 8 bits, with values beyond the white that was given
     few-colours         warning   an image of one or two colours: empty, or a mask (full level)
     same-name           error     defective images without masks that differ in the extension; others: a warning
@@ -29,6 +31,7 @@ the severity:
     two-mask-folders    error     ``masks`` beside ``ground_truth``
     orphan-mask         error     a mask file that belongs to no image, where no mask means good; else a warning
     nested-masks        warning   a mask folder where it is not read (layout ``folder``)
+    nested-labels       warning   a folder called ``good`` where it names no label (layout ``folder``)
     mask-size           error     a mask that has not its image's size
     mask-values         error     more than two different values, where masks do not hold ids (full level)
     mask-background     error     two values, and neither is 0 (full level)

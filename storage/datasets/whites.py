@@ -26,6 +26,9 @@ def with_whites(checked: Sequence[Checked], full_scale: float | None) -> tuple[l
         whites[fractions] = white
         if full_scale is None and (fractions or white != WHITE_OF_16_BITS):
             problems.append(_told(own, max(peaks), white))
+    if full_scale is not None and not whites:
+        message = "no image has more than 8 bits; dataset.full_scale changes nothing"
+        problems.append(Problem("warning", "unused-full-scale", ".", message))
     return [_with_white(each, whites, full_scale) for each in checked], problems
 
 

@@ -383,6 +383,19 @@ def linked_category(root: Path) -> Path:
     return root
 
 
+@case(None, "screw: a link that leads nowhere")
+def lost_category(root: Path) -> Path:
+    root.mkdir(parents=True)
+    (root / "screw").symlink_to("gone/screw")
+    return root
+
+
+@case(None, "nut: a link that leads nowhere")
+def lost_category_beside_another(root: Path) -> Path:
+    (tree(root) / "nut").symlink_to("gone/nut")
+    return root
+
+
 @case((2, 1))
 def two_forms_of_unicode(root: Path) -> Path:
     tree(root)

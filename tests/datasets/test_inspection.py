@@ -303,6 +303,7 @@ def test_deep_images_share_the_white_of_the_dataset(
 def test_the_white_can_be_given(mvtec: Any) -> None:
     deep(mvtec.root / "nut/test/good/5.png", 3000)
     assert not inspect_dataset(mvtec.root, Rules(full_scale=4095)).problems
+    check(only_of(mvtec.root / "screw", Rules(full_scale=4095)), "warning", "unused-full-scale", ".")
     problem = only_of(mvtec.root, Rules(full_scale=1023))
     check(problem, "error", "beyond-full-scale", "nut/test/good/5.png", "3000")
 

@@ -305,6 +305,14 @@ def test_folder_with_names_and_masks(tree: Any) -> None:
     assert kinds(tree.root) == {("error", "missing-mask"): 1}
 
 
+def test_folders_too_deep_to_name_labels_are_named(tree: Any) -> None:
+    for path in ("nut/good/a.png", "nut/bent/b.png", "bolt/good/c.png"):
+        tree.image(path)
+    found = [problem.path for problem in inspect_dataset(tree.root).warnings if problem.kind == "nested-labels"]
+    assert found == ["bolt/good", "nut/good"]
+    assert kinds(tree.root / "nut") == {("warning", "no-mask"): 1}
+
+
 def test_a_mask_of_nobody_is_an_error_where_no_mask_means_good(tree: Any) -> None:
     tree.image("images/a.png")
     tree.image("images/b.png")
