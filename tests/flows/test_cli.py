@@ -72,14 +72,14 @@ def test_intervals_stand_beside_the_numbers(cli: Cli, bench: Bench, tmp_path: Pa
         for metric in METRICS:
             low, high = row[f"{metric}_low"], row[f"{metric}_high"]
             own = expected.loc[(row["category"], row["step"], metric)]
-            assert (low, high) == pytest.approx((own["low"], own["high"]))
-            assert f"{100 * low:.1f}–{100 * high:.1f}" in result.out
+            assert (low, high) == pytest.approx((own["low"], own["high"]), nan_ok=True)
+            assert (row[f"{metric}_note"] or f"{100 * low:.1f}–{100 * high:.1f}") in result.out
     described = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
-    assert described["intervals"] == {"level": 0.95, "resamples": 1000}
+    assert described["intervals"] == {"method": "BCa", "level": 0.95, "resamples": 1000}
     plain = cli(*bench.arguments(), "--out", tmp_path / "plain")
     assert "–" not in plain.out
     assert set(table.columns) - set(pd.read_csv(tmp_path / "plain" / "results.csv").columns) == {
-        f"{metric}_{bound}" for metric in METRICS for bound in ("low", "high")
+        f"{metric}_{name}" for metric in METRICS for name in ("low", "high", "note")
     }
 
 
