@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -35,6 +36,12 @@ class _CheckedLoader(yaml.SafeLoader):
         if node is not None and _values(node, {}) > _MAX_VALUES:
             raise yaml.YAMLError(f"it stands for more than {_MAX_VALUES} values; this is not a configuration")
         return node
+
+
+# YAML 1.1, which PyYAML reads, takes 2e-4 for a word; JSON and people write it so
+_CheckedLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:

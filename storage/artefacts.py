@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +80,9 @@ class Store:
     def explain_missing(self, key: StageKey) -> str:
         """Why nothing is stored under ``key``: what differs from the most similar artefact of the same stage."""
 
-        @cache
         def look_up(stage: str, digest: str) -> Mapping[str, Any] | None:
             path = self.root / stage / digest / "zarr.json"
-            return _read_key(path) if path.is_file() else None
+            return _key_at(path) if path.is_file() else None
 
         changed = nearest_key(key.components, self.stored_keys(key.stage), look_up)
         if changed is None:
@@ -290,6 +289,12 @@ class Artefact:
                 # write_empty_chunks is not persisted by zarr, and open_array ignores its argument of that name
                 self._arrays[name] = zarr.open_array(self.path / name, mode="r+").with_config(_WRITE_EMPTY)
             return self._arrays[name]
+
+
+@lru_cache(maxsize=4096)
+def _key_at(path: Path) -> dict[str, Any]:
+    """As :func:`_read_key`, once for each path: what has a digest for its name never changes."""
+    return _read_key(path)
 
 
 def _read_key(path: Path) -> dict[str, Any]:

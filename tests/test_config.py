@@ -233,6 +233,20 @@ def test_a_file_that_would_keep_the_reader_busy_is_refused_at_once(write: Writer
     assert len(message) < 600
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e-4", 2e-4), ("1e-05", 1e-5), ("1E0", 1.0), ("2.5e-1", 0.25), ("1", 1.0)]
+)
+def test_numbers_with_an_exponent_are_numbers(write: Writer, text: str, value: float) -> None:
+    assert load_experiment("mini", [f"score.weight={text}"]).score.weight == value
+    assert read_yaml(write("number.yaml", f"weight: {text}\n")) == {"weight": value}
+    assert read_yaml(write("word.yaml", f"weight: '{text}'\n")) == {"weight": text}
+
+
+@pytest.mark.parametrize("word", ["e5", "1e", "3e4f", "2e-4 mm", "1.e", "a1e3"])
+def test_words_with_an_e_are_words(write: Writer, word: str) -> None:
+    assert read_yaml(write("word.yaml", f"words: {word}\n")) == {"words": word}
+
+
 def test_an_override_is_read_like_a_file() -> None:
     assert "nested too deeply" in refusal("mini", "dataset.words=" + "{a: " * 3000)
     assert "stands twice" in refusal("mini", "dataset.words={a: b, a: c}")
