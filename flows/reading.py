@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from cascade.storage.errors import ConfigError, DataError
 from cascade.storage.keys import StageKey
 from cascade.storage.names import printable
 
-_CHECK_VERSION = 3
+_CHECK_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Images:
         manifest: the chosen images.
         report: on the whole dataset, with warnings about the chosen images.
         words: what CLIP is told, by category.
+        frame: side of the evaluation frame that the report is about; None where it is the image.
     """
 
     manifest: Manifest
     report: Report
     words: Mapping[str, str]
+    frame: int | None
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -60,8 +62,7 @@ def read_images(experiment: Experiment, store: Path, *, skip_bad: bool = False) 
         ConfigError: there is no dataset of that name, or no such category.
         DataError: something in it would make the run wrong, or nothing is selected.
     """
-    dataset, path = experiment.dataset, dataset_path(experiment)
-    checked = _checked(store)
+    dataset, path, frame = experiment.dataset, dataset_path(experiment), _frame(experiment)
 
     def known(record: ImageRecord) -> Pixels | None:
         return _pixels(seen[_pair(record)]) if _pair(record) in seen else None
@@ -70,13 +71,14 @@ def read_images(experiment: Experiment, store: Path, *, skip_bad: bool = False) 
         wanted = dataset.categories is None or record.category in dataset.categories
         return record.split == dataset.split and wanted and record.category not in dataset.exclude
 
-    seen = checked.done()
+    seen = _checked(store, frame).done()
     report = inspect_dataset(
         path,
         rules_of(dataset),
         name=dataset.name,
         decode=chosen,
         known=known,
+        frame=frame,
         select=lambda whole: _selected(whole, dataset),
         skip_bad=skip_bad,
     )
@@ -86,7 +88,7 @@ def read_images(experiment: Experiment, store: Path, *, skip_bad: bool = False) 
         raise DataError(f"{path}: {_nothing(report.manifest, dataset)}")
     words = words_used(dataset.words, report.manifest)
     report = report.adding(check_words(dataset.words, manifest))
-    return Images(manifest, report, {category: words[category] for category in manifest.categories})
+    return Images(manifest, report, {category: words[category] for category in manifest.categories}, frame)
 
 
 def inspect_all(experiment: Experiment) -> Report:
@@ -96,13 +98,13 @@ def inspect_all(experiment: Experiment) -> Report:
         ConfigError: there is no dataset of that name, or words for a category that it does not have.
         DataError: its files cannot even be listed.
     """
-    dataset, frame = experiment.dataset, experiment.score.frame
+    dataset = experiment.dataset
     report = inspect_dataset(
         dataset_path(experiment),
         rules_of(dataset),
         name=dataset.name,
         decode=True,
-        frame=None if frame == "native" else frame,
+        frame=_frame(experiment),
     )
     if not len(report.manifest):
         return report
@@ -115,7 +117,7 @@ def inspect_all(experiment: Experiment) -> Report:
 
 def remember_checked(images: Images, store: Path) -> None:
     """Note in the store what the pixels of sound images and masks are like, so that no later run decodes them."""
-    artefact = _checked(store)
+    artefact = _checked(store, images.frame)
     artefact.done()
     found = {
         _pair(record): images.report.pixels[record.path]
@@ -128,7 +130,7 @@ def remember_checked(images: Images, store: Path) -> None:
             for pair in sorted(fresh):
                 own, marked = found[pair], found[pair].marked
                 shares = marked and [marked.share, marked.border]
-                artefact.write(pair, {}, {"peak": own.peak, "marked": shares, "colours": own.colours})
+                artefact.write(pair, {}, asdict(own) | {"marked": shares})
 
 
 def lines_of(problems: Iterable[Problem]) -> tuple[str, ...]:
@@ -165,13 +167,16 @@ def _nothing(manifest: Manifest, dataset: DatasetConfig) -> str:
     return f"no image in split '{dataset.split}' of the chosen categories{hint}"
 
 
-def _checked(store: Path) -> Artefact:
-    return Store(store).artefact(StageKey("check", _CHECK_VERSION, {}))
+def _frame(experiment: Experiment) -> int | None:
+    return None if experiment.score.frame == "native" else experiment.score.frame
+
+
+def _checked(store: Path, frame: int | None) -> Artefact:
+    return Store(store).artefact(StageKey("check", _CHECK_VERSION, {"frame": frame}))
 
 
 def _pixels(stored: Mapping[str, Any]) -> Pixels:
-    marked = stored["marked"]
-    return Pixels(stored["peak"], marked and Marked(*marked), stored["colours"])
+    return Pixels(**{**stored, "marked": stored["marked"] and Marked(*stored["marked"])})
 
 
 def _pair(record: ImageRecord) -> str:

@@ -34,17 +34,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the pixels of a sound image and its mask are like; it does not depend on any option.
+    """What the pixels of a sound image and its mask are like; of all options, only the frame matters.
 
     Attributes:
         peak: the largest sample of an image with more than 8 bits; None for others.
         marked: how much the mask marks; None without one.
         colours: how many colours the image has, if 1 or 2; None for more.
+        parts: connected parts of the mask, if the image is defective and a frame is given.
+        lost: how many of them leave no pixel in the frame.
     """
 
     peak: float | None = None
     marked: Marked | None = None
     colours: int | None = None
+    parts: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,10 @@ def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
         problems = _turned(entry, image, mask)
         pixels = look.known(record)
         if pixels is None and (look.decode(record) or (look.depth and image.header.deep)):
-            pixels, found = _check_pixels(listing, entry, image.header, look)
-            problems += found
+            pixels = _look_at_pixels(listing, entry, image.header, look)
         if pixels is not None:
             _check_marked(entry, pixels, look)
+            problems += _vanishing(entry, pixels, look)
     except _Found as found:
         image_path = None if found.kind == "link" else entry.path
         return Checked(entry, (Problem("error", found.kind, found.path, found.message, image_path),))
@@ -181,7 +185,7 @@ def _turned(entry: Entry, image: _File, mask: _File | None) -> list[Problem]:
     return [Problem("warning", "turned", entry.path, message)]
 
 
-def _check_pixels(listing: Listing, entry: Entry, header: Header, look: Look) -> tuple[Pixels, list[Problem]]:
+def _look_at_pixels(listing: Listing, entry: Entry, header: Header, look: Look) -> Pixels:
     image = listing.root / entry.path
     peak, colours = None, None
     if header.deep:
@@ -190,14 +194,15 @@ def _check_pixels(listing: Listing, entry: Entry, header: Header, look: Look) ->
     else:
         colours = _colours(_read(read_image, image, entry.path, "image"))
     if entry.mask_path is None:
-        return Pixels(peak, None, colours), []
+        return Pixels(peak, None, colours)
     mask = united([_mask_pixels(listing, own) for own in _mask_parts(listing, entry.mask_path)])
     if entry.label == 1 and not mask.any():
         raise _Found("empty-mask", entry.mask_path, f"marks nothing, but {entry.path} is defective; redraw it")
     if entry.label == 0 and mask.any():
         message = f"marks a defect, but {entry.path} is normal; correct the label"
         raise _Found("marked-normal", entry.mask_path, message)
-    return Pixels(peak, Marked.of(mask), colours), _check_frame(entry, mask, look)
+    lost, parts = (0, 0) if look.frame is None or entry.label != 1 else vanished(mask, (look.frame, look.frame))
+    return Pixels(peak, Marked.of(mask), colours, parts, lost)
 
 
 def _colours(image: npt.NDArray[np.uint8]) -> int | None:
@@ -238,16 +243,13 @@ def _check_marked(entry: Entry, pixels: Pixels, look: Look) -> None:
     raise _Found("inverted-mask", str(entry.mask_path), message)
 
 
-def _check_frame(entry: Entry, mask: npt.NDArray[np.bool_], look: Look) -> list[Problem]:
-    if look.frame is None or entry.label != 1:
+def _vanishing(entry: Entry, pixels: Pixels, look: Look) -> list[Problem]:
+    if not pixels.lost:
         return []
-    lost, parts = vanished(mask, (look.frame, look.frame))
-    if not lost:
-        return []
-    what = "its only defect" if parts == 1 else f"{lost} of its {parts} marked defects"
-    then = "all its pixels count as good there" if lost == parts else "their pixels count as good there"
-    message = f"{what} vanishes in the frame of {look.frame} pixels (score.frame), and {then}"
-    return [Problem("warning", "vanishing", entry.path, message.replace("defects vanishes", "defects vanish"))]
+    what = "its only defect vanishes" if pixels.parts == 1 else f"{pixels.lost} of its {pixels.parts} defects vanish"
+    then = "all its pixels count" if pixels.lost == pixels.parts else "their pixels count"
+    message = f"{what} in the frame of {look.frame} pixels (score.frame), and {then} as good there"
+    return [Problem("warning", "vanishing", entry.path, message)]
 
 
 def _read(read: Callable[[Path], _T], file: Path, path: str, role: str) -> _T:

@@ -154,7 +154,7 @@ def inspect_dataset(
         rules: how to read it; or the name of the layout alone.
         name: of the dataset; default the folder's.
         decode: the full level, see the module; for all records, or for those that a function chooses.
-        known: what an earlier full look at the same bytes found.
+        known: what an earlier full look at the same bytes found, with the same ``frame``.
         frame: side of the evaluation frame, to look there for defects that vanish.
         select: the part of the manifest whose categories are looked at; all test images by default.
         skip_bad: leave images out that have an error of their own.

@@ -39,7 +39,7 @@ def read_visa(tree: FileTree) -> Listing:
     for line, row in enumerate(_rows(root / SPLIT_FILE), start=2):
         if row["label"] not in _LABELS or row["split"] not in get_args(Split) or not row["image"]:
             message = f"line {line}: label must be normal or anomaly, split train or test, and image not empty"
-            problems.append(Problem("error", "row", SPLIT_FILE, message))
+            problems.append(Problem("error", "row", SPLIT_FILE, message, f"line {line}"))
             continue
         label = _LABELS[row["label"]]
         by_category[row["object"]].append(

@@ -261,7 +261,7 @@ def test_defects_that_vanish_in_the_frame_are_counted(mvtec: Any) -> None:
     found = [each for each in inspect_dataset(mvtec.root, decode=True, frame=37).warnings if each.kind == "vanishing"]
     assert [(each.path[-7:], each.message.split(" in ")[0]) for each in found] == [
         ("000.png", "its only defect vanishes"),
-        ("001.png", "1 of its 2 marked defects vanish"),
+        ("001.png", "1 of its 2 defects vanish"),
     ]
     assert not inspect_dataset(mvtec.root, decode=True, frame=100).problems
 
