@@ -24,6 +24,8 @@ MODELS = _HERE / "models"
 _MAX_YAML_BYTES = 1_000_000
 _MAX_VALUES = 100_000
 _ALIKE = 0.6
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9_]|[^:]*:)")
 _REPR = Repr()
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,11 +49,14 @@ _CheckedLoader.add_implicit_resolver(
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node is once every alias in it has been replaced by what it names.
 
-    Raises ``YAMLError`` if a key stands twice or is none, or if an alias stands inside of what it names.
+    Raises ``YAMLError`` if a key stands twice or is none, if an alias stands inside of what it names, or if a number is
+    another one to YAML than to people.
     """
-    if isinstance(node, yaml.ScalarNode):
-        return 1
     line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _NUMBERS and _OTHER_BASE.match(node.value):
+            raise yaml.YAMLError(f"line {line}: {node.value} would be read to the base 8 or 60; put it in quotes")
+        return 1
     if id(node) not in known:
         known[id(node)] = 0
         below = node.value if isinstance(node, yaml.SequenceNode) else _entries(node, line)
@@ -71,7 +76,7 @@ def _entries(node: yaml.Node, line: int) -> list[yaml.Node]:
                 f"line {key.start_mark.line + 1}: key '{shortened(key.value)}' stands twice; remove one"
             )
         seen.add(key.value)
-    return [value for _, value in node.value]
+    return [each for pair in node.value for each in pair]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -247,6 +247,14 @@ def test_words_with_an_e_are_words(write: Writer, word: str) -> None:
     assert read_yaml(write("word.yaml", f"words: {word}\n")) == {"words": word}
 
 
+@pytest.mark.parametrize("text", ["prompt.positives=010", "dataset.categories=[010]", "score.smoothing=1:30.5"])
+def test_numbers_to_another_base_are_refused(text: str) -> None:
+    assert "put it in quotes" in refusal("mini", text)
+    assert "put it in quotes" in refusal("mini", "dataset.words={010: plate}")
+    assert load_experiment("mini", ["dataset.categories=['010']"]).dataset.categories == ("010",)
+    assert load_experiment("mini", ["score.weight=0.5", "score.smoothing=0"]).score.weight == 0.5
+
+
 def test_an_override_is_read_like_a_file() -> None:
     assert "nested too deeply" in refusal("mini", "dataset.words=" + "{a: " * 3000)
     assert "stands twice" in refusal("mini", "dataset.words={a: b, a: c}")
