@@ -2,12 +2,13 @@
 
 A picture is never stretched by its own minimum and maximum. One value, the white, is 255 for all pictures of a
 dataset: ``dataset.full_scale`` where it is given, else the smallest of ``WHITES`` that holds every integer picture of
-the dataset (12 bits in files of 16 are read from 0 to 4095). Pictures of fractions have a white of their own: 1 if none
-is larger.
+the dataset (12 bits in files of 16 are read from 0 to 4095). Pictures of fractions have a white of their own: 1 if the
+largest of them is between 1/8 and 1, else the smallest power of two that holds it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ DEEP_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 WHITES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16, 20, 24, 31))
 """The largest values of the depths that cameras have, and of files beyond."""
 WHITE_OF_16_BITS = 65535
+ROUNDING = 1e-3
+"""By how much fractions may be beyond their white, as a share of it: what a resize or a colour transform leaves."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -42,8 +45,9 @@ def samples(path: Path, image: Image.Image) -> npt.NDArray[Any]:
 def white_of(peaks: Iterable[float], *, fractions: bool) -> float:
     """The white for pictures whose largest values are ``peaks``; not empty."""
     peak = max(peaks)
-    if fractions and peak <= 1:
-        return 1.0
+    if fractions:
+        rounded = peak / (1 + ROUNDING)
+        return 1.0 if rounded <= 0 or 1 / 8 < rounded <= 1 else 2.0 ** math.ceil(math.log2(rounded))
     return float(next((white for white in WHITES if peak <= white), peak))
 
 

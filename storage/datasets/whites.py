@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cascade.storage.datasets.deep import WHITE_OF_16_BITS, white_of
+from cascade.storage.datasets.deep import ROUNDING, WHITE_OF_16_BITS, white_of
 from cascade.storage.datasets.entries import Checked
 from cascade.storage.datasets.problems import Problem
 
@@ -45,7 +45,8 @@ def _with_white(each: Checked, whites: dict[bool, float], full_scale: float | No
     if each.record is None or each.header is None or not each.header.deep:
         return each
     white, peak = whites[each.header.fractions], each.pixels.peak if each.pixels else None
-    if peak is not None and peak > white:
+    beyond = white * (1 + ROUNDING) if each.header.fractions else white
+    if peak is not None and peak > beyond:
         message = f"holds values up to {peak:.10g}, beyond dataset.full_scale={full_scale}; set it higher"
         problem = Problem("error", "beyond-full-scale", each.entry.path, message, each.entry.path)
         return Checked(each.entry, (*each.problems, problem))

@@ -282,7 +282,10 @@ def deep(path: Path, peak: float, kind: Any = np.uint16) -> None:
         (np.uint16, "png", 60_000, 65_535),
         (np.int32, "tif", 100_000, 2**20 - 1),
         (np.float32, "tif", 0.75, 1),
-        (np.float32, "tif", 200.5, 255),
+        (np.float32, "tif", 1.0004, 1),
+        (np.float32, "tif", 200.5, 256),
+        (np.float32, "tif", 4.7, 8),
+        (np.float32, "tif", 0.01, 1 / 64),
     ],
 )
 def test_deep_images_share_the_white_of_the_dataset(
