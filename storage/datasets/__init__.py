@@ -8,14 +8,13 @@ spelling    the files that a table means
 skipped     what lies there and is not read
 problems    one thing to know about a dataset, and how many are shown
 checks      what can be wrong with a listing, and between records
-entries     what can be wrong with one image and its mask
+entries     what can be wrong with one image and its mask, and pixels, a look at every pixel of them
 masks       which mask belongs to which image, and what it may look like
 images      strict decoding
 deep        pictures with more than 8 bits, and whites, their common white
 inspection  the report, and the manifest when it has no errors
 """
 
-from cascade.storage.datasets.entries import Pixels
 from cascade.storage.datasets.images import (
     MAX_PIXELS,
     ImageError,
@@ -28,6 +27,7 @@ from cascade.storage.datasets.inspection import Report, Rules, inspect_dataset, 
 from cascade.storage.datasets.layouts import LAYOUTS, detect_layout
 from cascade.storage.datasets.manifest import MEAN, ImageRecord, Manifest, Split
 from cascade.storage.datasets.masks import Marked, vanished
+from cascade.storage.datasets.pixels import Pixels
 from cascade.storage.datasets.problems import SHOWN, LeftOut, Problem, summarised
 
 __all__ = [

@@ -5,50 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from cascade.storage.datasets.files import LINK_MESSAGE
-from cascade.storage.datasets.images import (
-    Header,
-    ImageError,
-    largest_value,
-    mask_files,
-    read_header,
-    read_image,
-    read_mask_codes,
-    united,
-)
+from cascade.storage.datasets.images import Header, read_header
 from cascade.storage.datasets.listing import Entry, Listing
 from cascade.storage.datasets.manifest import ImageRecord
-from cascade.storage.datasets.masks import Marked, vanished
+from cascade.storage.datasets.pixels import Found, Pixels, look_at_pixels, mask_parts, readable
 from cascade.storage.datasets.problems import Problem
 from cascade.storage.errors import DataError
 from cascade.storage.names import safe_path
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """What the pixels of a sound image and its mask are like; of all options, only the frame matters.
-
-    Attributes:
-        peak: the largest sample of an image with more than 8 bits; None for others.
-        marked: how much the mask marks; None without one.
-        colours: how many colours the image has, if 1 or 2; None for more.
-        parts: connected parts of the mask, if the image is defective and a frame is given.
-        lost: how many of them leave no pixel in the frame.
-    """
-
-    peak: float | None = None
-    marked: Marked | None = None
-    colours: int | None = None
-    parts: int = 0
-    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,14 +64,6 @@ class _File:
         return self.digest if self.header.orientation == 1 else f"{self.digest}-turned"
 
 
-class _Found(Exception):
-    """Ends the look at an entry: its other checks would only repeat this error."""
-
-    def __init__(self, kind: str, path: str, message: str) -> None:
-        super().__init__(message)
-        self.kind, self.path, self.message = kind, path, message
-
-
 def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
     """Look at the image and mask of one entry, and at their pixels if ``look`` says so."""
     try:
@@ -110,7 +71,7 @@ def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
         image = _check_file(listing, entry.path, "image")
         mask = None if entry.mask_path is None else _check_mask(listing, entry, entry.mask_path, image)
         if mask is None and entry.label == 1 and entry.mask_required:
-            raise _Found("missing-mask", entry.path, "defective, but no mask was found; add it or the label is wrong")
+            raise Found("missing-mask", entry.path, "defective, but no mask was found; add it or the label is wrong")
         record = ImageRecord(
             image_id=image.id,
             path=entry.path,
@@ -126,11 +87,11 @@ def check_entry(listing: Listing, entry: Entry, look: Look) -> Checked:
         problems = _turned(entry, image, mask)
         pixels = look.known(record)
         if pixels is None and (look.decode(record) or (look.depth and image.header.deep)):
-            pixels = _look_at_pixels(listing, entry, image.header, look)
+            pixels = look_at_pixels(listing, entry, image.header, look.frame)
         if pixels is not None:
             _check_marked(entry, pixels, look)
             problems += _vanishing(entry, pixels, look)
-    except _Found as found:
+    except Found as found:
         image_path = None if found.kind == "link" else entry.path
         return Checked(entry, (Problem("error", found.kind, found.path, found.message, image_path),))
     return Checked(entry, tuple(problems), record, image.header, pixels)
@@ -146,16 +107,16 @@ def _check_name(entry: Entry) -> None:
         if stem != "..":  # which is outside the dataset
             safe_path(stem, "file name")
     except DataError as error:
-        raise _Found("name", entry.path, str(error)) from error
+        raise Found("name", entry.path, str(error)) from error
 
 
 def _check_file(listing: Listing, path: str, role: str) -> _File:
     leaves = listing.leaves(path)
     if leaves == "link":
-        raise _Found("link", path, LINK_MESSAGE)
+        raise Found("link", path, LINK_MESSAGE)
     if leaves == "escape":
-        raise _Found("escape", path, f"this {role} is outside the dataset; use a relative path to a file inside")
-    header = _read(read_header, listing.root / path, path, role)
+        raise Found("escape", path, f"this {role} is outside the dataset; use a relative path to a file inside")
+    header = readable(read_header, listing.root / path, path, role)
     with (listing.root / path).open("rb") as file:
         return _File(hashlib.file_digest(file, "sha256").hexdigest(), header)
 
@@ -163,15 +124,15 @@ def _check_file(listing: Listing, path: str, role: str) -> _File:
 def _check_mask(listing: Listing, entry: Entry, path: str, image: _File) -> _File:
     """The mask, or for a folder of masks one that stands for all."""
     if listing.leaves(path) == "escape":
-        raise _Found("escape", path, "this mask is outside the dataset; use a relative path to a file inside")
+        raise Found("escape", path, "this mask is outside the dataset; use a relative path to a file inside")
     parts = []
-    for own in _mask_parts(listing, path):
+    for own in mask_parts(listing, path):
         parts.append(_check_file(listing, own, "mask"))
         if parts[-1].size != image.size:
             sizes = " but its image {} is ".join(f"{width}x{height}," for height, width in (parts[-1].size, image.size))
             turned = " after the turn that its EXIF asks for" if image.header.orientation != 1 else ""
             message = f"{sizes.format(entry.path).rstrip(',')}{turned}; redraw or resize it"
-            raise _Found("mask-size", own, message)
+            raise Found("mask-size", own, message)
     if len(parts) == 1:
         return parts[0]
     united = hashlib.sha256("".join(part.id for part in parts).encode()).hexdigest()
@@ -185,53 +146,6 @@ def _turned(entry: Entry, image: _File, mask: _File | None) -> list[Problem]:
     return [Problem("warning", "turned", entry.path, message)]
 
 
-def _look_at_pixels(listing: Listing, entry: Entry, header: Header, look: Look) -> Pixels:
-    image = listing.root / entry.path
-    peak, colours = None, None
-    if header.deep:
-        peak = _read(largest_value, image, entry.path, "image")
-        colours = 1 if peak == 0 else None
-    else:
-        colours = _colours(_read(read_image, image, entry.path, "image"))
-    if entry.mask_path is None:
-        return Pixels(peak, None, colours)
-    mask = united([_mask_pixels(listing, own) for own in _mask_parts(listing, entry.mask_path)])
-    if entry.label == 1 and not mask.any():
-        raise _Found("empty-mask", entry.mask_path, f"marks nothing, but {entry.path} is defective; redraw it")
-    if entry.label == 0 and mask.any():
-        message = f"marks a defect, but {entry.path} is normal; correct the label"
-        raise _Found("marked-normal", entry.mask_path, message)
-    lost, parts = (0, 0) if look.frame is None or entry.label != 1 else vanished(mask, (look.frame, look.frame))
-    return Pixels(peak, Marked.of(mask), colours, parts, lost)
-
-
-def _colours(image: npt.NDArray[np.uint8]) -> int | None:
-    """1 or 2 if an image [H, W, 3] has no more colours."""
-    for step in (16, 1):  # most images show at once that they have more
-        part = image[::step, ::step].astype(np.int32)
-        found = np.unique(part[..., 0] << 16 | part[..., 1] << 8 | part[..., 2]).size
-        if found > 2:
-            return None
-    return found
-
-
-def _mask_parts(listing: Listing, path: str) -> list[str]:
-    """The mask's file, or those of its folder, relative to the root."""
-    whole = listing.root / path
-    return [path if each == whole else f"{path}/{each.name}" for each in _read(mask_files, whole, path, "mask")]
-
-
-def _mask_pixels(listing: Listing, path: str) -> npt.NDArray[np.bool_]:
-    codes = _read(read_mask_codes, listing.root / path, path, "mask")
-    values = np.unique(codes)
-    if values.size > 2 and not listing.masks_hold_ids:
-        message = f"{values.size} different values; threshold it so that it holds 0 and one other value"
-        raise _Found("mask-values", path, message)
-    if values.size > 1 and values[0] > 0:
-        raise _Found("mask-background", path, "no pixel is 0 (black), so all would count as defect; make good ones 0")
-    return codes > 0
-
-
 def _check_marked(entry: Entry, pixels: Pixels, look: Look) -> None:
     marked = pixels.marked
     if entry.label != 1 or marked is None or look.large_masks or not marked.looks_inverted():
@@ -240,7 +154,7 @@ def _check_marked(entry: Entry, pixels: Pixels, look: Look) -> None:
         f"marks {marked.share:.0%} of the image and {marked.border:.0%} of its border, as an inverted mask does; "
         "invert it, or --set dataset.large_masks=true if it is right"
     )
-    raise _Found("inverted-mask", str(entry.mask_path), message)
+    raise Found("inverted-mask", str(entry.mask_path), message)
 
 
 def _vanishing(entry: Entry, pixels: Pixels, look: Look) -> list[Problem]:
@@ -250,10 +164,3 @@ def _vanishing(entry: Entry, pixels: Pixels, look: Look) -> list[Problem]:
     then = "all its pixels count" if pixels.lost == pixels.parts else "their pixels count"
     message = f"{what} in the frame of {look.frame} pixels (score.frame), and {then} as good there"
     return [Problem("warning", "vanishing", entry.path, message)]
-
-
-def _read(read: Callable[[Path], _T], file: Path, path: str, role: str) -> _T:
-    try:
-        return read(file)
-    except ImageError as error:
-        raise _Found(f"{error.kind}-{role}", path, error.reason) from error

@@ -60,9 +60,10 @@ from functools import partial
 from pathlib import Path
 
 from cascade.storage.datasets.checks import check_categories, check_colours, check_duplicates, check_listing
-from cascade.storage.datasets.entries import Look, Pixels, check_entry
+from cascade.storage.datasets.entries import Look, check_entry
 from cascade.storage.datasets.layouts import list_dataset
 from cascade.storage.datasets.manifest import ImageRecord, Manifest
+from cascade.storage.datasets.pixels import Pixels
 from cascade.storage.datasets.problems import LeftOut, Problem, summarised
 from cascade.storage.datasets.whites import with_whites
 from cascade.storage.errors import DataError

@@ -316,7 +316,7 @@ def test_what_is_known_is_not_decoded_again(mvtec: Any, monkeypatch: pytest.Monk
     first = inspect_dataset(mvtec.root, decode=True)
     seen = {record.image_id.partition("-")[0]: first.pixels[record.path] for record in first.manifest}
     for name in ("largest_value", "read_image", "read_mask_codes"):
-        monkeypatch.setattr(f"cascade.storage.datasets.entries.{name}", lambda path: pytest.fail("decoded"))
+        monkeypatch.setattr(f"cascade.storage.datasets.pixels.{name}", lambda path: pytest.fail("decoded"))
     again = inspect_dataset(mvtec.root, decode=True, known=lambda record: seen.get(record.digest))
     assert (again.manifest, again.problems) == (first.manifest, first.problems)
 
