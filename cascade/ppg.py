@@ -86,7 +86,8 @@ class Prompts:
 
     Attributes:
         threshold: the value that S_a had to reach.
-        sets: one set, or one for each component; empty if S_a is smaller than ``min_area`` (``no_prompt``).
+        sets: one set, or one for each component; empty if S_a is smaller than ``min_area`` (``no_prompt``), which it
+            never is with the relative threshold.
     """
 
     threshold: float
@@ -131,7 +132,9 @@ def _threshold(anomaly_map: NDArray[np.float32], options: PromptOptions) -> floa
     if options.threshold_rule == "absolute":
         return options.threshold_absolute
     if options.threshold_rule == "relative":
-        return relative
+        # a peak narrower than min_area is no reason to leave the image without prompt
+        count = min(options.min_area, anomaly_map.size)
+        return min(relative, float(np.partition(anomaly_map, -count, axis=None)[-count]))
     if options.threshold_rule == "quantile":
         return float(np.quantile(anomaly_map, options.threshold_quantile))
     return max(options.threshold_absolute, relative)

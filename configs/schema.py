@@ -166,15 +166,13 @@ class ThresholdConfig(Section):
 
     rule: Literal["max", "absolute", "relative", "quantile"] = Field(
         "relative",
-        description="a share of the image's largest score, so that a defect that CLIP sees faintly gets a prompt too; "
-        "an absolute score; the larger of both (paper_strict); or a quantile",
+        description="a share of the image's largest score, or less if S_a would be smaller than min_area, so that "
+        "every image gets a prompt; an absolute score; the larger of both (paper_strict); or a quantile",
     )
     absolute: Fraction = 0.5
     relative: Fraction = Field(0.8, description="fraction of the image's largest score")
     quantile: Fraction = Field(0.99, description="share of the image's pixels below the threshold")
-    min_area: Whole = Field(
-        20, ge=1, le=_MAX_PIXELS, description="fewer pixels than this in S_a: the image gets no prompt"
-    )
+    min_area: Whole = Field(20, ge=1, le=_MAX_PIXELS, description="with fewer pixels in S_a an image gets no prompt")
 
     def _idle(self) -> set[str]:
         used = {"absolute", "relative"} if self.rule == "max" else {self.rule}

@@ -19,7 +19,7 @@ from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_items
 if TYPE_CHECKING:
     from cascade.ppg import PromptOptions
 
-VERSION = 1
+VERSION = 2
 
 
 def key(run: Run) -> StageKey:

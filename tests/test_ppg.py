@@ -99,7 +99,18 @@ def test_thresholds(options, rule, expected):
 def test_image_below_the_threshold_gets_no_prompt(options):
     anomaly = np.full((SIDE, SIDE), 0.2, np.float32)
     anomaly[:4, :4] = 0.9  # 16 pixels, fewer than min_area
-    assert generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, options).sets == ()
+    floor = replace(options, threshold_rule="max")
+    assert generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, floor).sets == ()
+
+
+def test_a_narrow_peak_takes_the_pixels_around_it_into_the_region(options):
+    """Without a floor S_a has at least min_area pixels: the highest, and all that equal the last of them."""
+    anomaly = np.random.default_rng(0).uniform(0, 0.1, (SIDE, SIDE)).astype(np.float32)
+    anomaly[10, 10:13] = 0.4
+    prompts = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, options)
+    assert prompts.threshold == np.sort(anomaly, axis=None)[-options.min_area]
+    assert prompts.sets[0].area == options.min_area
+    assert prompts.sets[0].points[0].tolist() == [10, 10]
 
 
 def test_rank_spacing_keeps_its_stride_when_there_is_room(options):
