@@ -8,7 +8,7 @@ from pathlib import Path
 from cascade.configs.loader import parse_override, validate
 from cascade.configs.schema import Experiment, TrainConfig
 from cascade.configs.settings import Settings
-from cascade.flows.evaluate import Reporter, run_stage
+from cascade.flows.evaluate import Reporter, plan_stage, run_stage
 from cascade.flows.local_engine import execute_locally
 from cascade.flows.prepare import locate_clip
 from cascade.flows.reading import read_images, remember_checked
@@ -17,7 +17,7 @@ from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
 from cascade.tasks.stage import Run
 from cascade.tasks.tokens import TOKENS
-from cascade.tasks.train_april_gan import Epoch, train_adapter
+from cascade.tasks.train_april_gan import Epoch, require_trainable, train_adapter
 
 
 def train_april_gan(
@@ -47,6 +47,8 @@ def train_april_gan(
     alone = {"more_sides": (), "keep": "tokens"}  # layers are trained on tokens of one side
     localise = experiment.localise.model_copy(update=alone)
     run = Run(experiment.model_copy(update={"localise": localise}), images.manifest, store.resolve(), weights)
+    require_trainable(run)
+    plan_stage(run, TOKENS)  # refuses a CLIP that cannot be used
     remember_checked(images, store)
     while True:
         run_stage(run, TOKENS, execute_locally, reporter)

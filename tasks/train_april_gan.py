@@ -56,8 +56,7 @@ def train_adapter(
     The layers start at random, or as the adapter among the run's weights. An epoch without mosaics reads cached tokens
     and touches only linear layers; a mosaic is encoded as it comes.
 
-    Raises:
-        DataError: a defective image of the training data has no mask, or none is defective.
+    What it needs is checked by :func:`require_trainable`.
     """
     import torch
     from safetensors.torch import save_file
@@ -67,7 +66,6 @@ def train_adapter(
     from cascade.tasks.models import adapter_of, clip_config, clip_of, device_of
 
     records = list(run.manifest)
-    _check_training_data(run, records)
     localise, device = run.experiment.localise, device_of(run)
     clip, model = clip_of(run), clip_config(localise.backbone)
     texts = text_features(run, {run.words(record) for record in records})
@@ -179,12 +177,23 @@ def _encode(run: Run, clip: nn.Module, images: Sequence[NDArray[np.uint8]]) -> t
     return torch.stack(tokens.blocks, dim=1)
 
 
-def _check_training_data(run: Run, records: Sequence[ImageRecord]) -> None:
+def require_trainable(run: Run) -> None:
+    """Refuse what could not be trained, before anything is written.
+
+    Raises:
+        DataError: a defective image of the training data has no mask, or none is defective.
+        WeightsError: the adapter to start from is of no use.
+    """
+    from cascade.tasks.models import adapter_of
+
+    records = list(run.manifest)
     unknown = [record for record in records if record.label is None or (record.label and record.mask_path is None)]
     if unknown:
         raise DataError(f"{run.manifest.root / unknown[0].path}: training needs a label, and a mask if it is defective")
     if not any(record.label for record in records):
         raise DataError(f"{run.manifest.root}: training needs defective images; none is in the chosen split")
+    if "adapter" in run.weights:
+        adapter_of(run)
 
 
 def _training(run: Run, config: TrainConfig, epochs: Sequence[Epoch]) -> dict[str, Any]:

@@ -102,6 +102,29 @@ def test_training_never_replaces_an_adapter(cli: Cli, bench: Bench, tmp_path: Pa
     assert files_of(bench.store) == store
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["--set", "dataset.categories=[wood]", "--dataset", "good"], 2, "needs defective images"),
+        (["--train", "start=short.safetensors"], 4, "short.safetensors: linear layers"),
+        (["--train", "start=broken.safetensors"], 4, "broken.safetensors: damaged"),
+        (["--set", "localise.weights=short.safetensors"], 4, "short.safetensors: does not fit CLIP"),
+    ],
+)
+def test_a_training_that_cannot_succeed_writes_nothing(
+    cli: Cli, bench: Bench, tmp_path: Path, arguments: list[str], code: int, part: str
+) -> None:
+    generate_dataset(tmp_path / "good", categories=("wood",), good=1, defective=0, size=96)
+    save_adapter(tmp_path / "short.safetensors", layers=2)
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    before = files_of(tmp_path)
+    result = cli("train", "april_gan", "--dataset", bench.dataset, "--store", tmp_path / "new", *arguments)
+    assert result.code == code, result
+    assert part in result.refusal()
+    assert files_of(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
 def test_generated_and_exported_files_join_no_others(cli: Cli, bench: Bench, tmp_path: Path) -> None:
     assert cli(*bench.arguments(), "--out", tmp_path / "run").code == 0
     there = tmp_path / "there"
