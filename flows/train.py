@@ -11,7 +11,7 @@ from cascade.configs.settings import Settings
 from cascade.flows.evaluate import Reporter, plan_stage, run_stage
 from cascade.flows.local_engine import execute_locally
 from cascade.flows.prepare import locate_clip
-from cascade.flows.reading import read_images, remember_checked
+from cascade.flows.reading import lines_of, read_images, remember_checked
 from cascade.storage.errors import ConfigError, CorruptItem
 from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
@@ -28,8 +28,11 @@ def train_april_gan(
     settings: Settings,
     reporter: Reporter,
     on_epoch: Callable[[Epoch], None],
+    on_warning: Callable[[str], None] = lambda line: None,
 ) -> list[Epoch]:
     """Cache the tokens of the dataset's split, then train on them; the adapter is written to ``out``.
+
+    ``on_warning`` is told what has to be said of the images, before anything is done.
 
     Raises:
         ConfigError: ``out`` does not end in ``.safetensors``, is there already or cannot be written.
@@ -41,6 +44,8 @@ def train_april_gan(
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another name, or move it away")
     images = read_images(experiment, store)
+    for line in lines_of(images.report.warnings):
+        on_warning(line)
     weights = {"clip": locate_clip(experiment, settings)}
     if config.start is not None:
         weights["adapter"] = locate(config.start, folder=settings.weights)

@@ -45,6 +45,7 @@ def train_april_gan(
             machine,
             reporter,
             lambda epoch: console.print(f"epoch {epoch.number} of {config.epochs}: loss {epoch.loss:.4f}"),
+            lambda line: console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False),
         )
     if fresh:
         console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)

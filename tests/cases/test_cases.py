@@ -98,6 +98,15 @@ def test_what_check_warns_of_a_run_says_again_when_everything_is_cached(run: Run
     assert not sum(stage["computed"] for stage in described["stages"])
 
 
+def test_a_training_says_it_too(cli: Cli, weights: tuple[str, ...], shared_store: Path, tmp_path: Path) -> None:
+    dataset = CASES[0].make(tmp_path / "set")
+    settings = [part for each in (*SMALL, *weights) for part in ("--set", each)]
+    place = ("--store", shared_store, "--out", tmp_path / "own.safetensors")
+    result = cli("train", "april_gan", "--dataset", dataset, *place, "--train", "epochs=1", *settings)
+    assert result.code == 0, result
+    assert "dataset.full_scale=4095" in said(result)
+
+
 def computed(out: Path) -> dict[str, int]:
     described = json.loads((out / "run.json").read_text(encoding="utf-8"))
     return {stage["stage"]: stage["computed"] for stage in described["stages"]}
