@@ -88,6 +88,7 @@ def reevaluate(
     engine: str,
     limits: Mapping[str, float] | None = None,
     allow_vanished: bool = False,
+    skip_bad: bool = False,
 ) -> Reevaluation:
     """Check the data, run what is new, and compare with the accepted run of this experiment and dataset.
 
@@ -103,6 +104,7 @@ def reevaluate(
         engine: its name, for ``run.json``.
         limits: how far each metric may fall; see ``cascade.flows.limits``.
         allow_vanished: see ``cascade.flows.compare.compare_runs``.
+        skip_bad: leave out images that cannot be used; ``skipped.csv`` of the run lists them.
 
     Raises:
         PipelineError: as ``cascade run`` and ``cascade compare`` do; all that can be is found before any work.
@@ -113,7 +115,7 @@ def reevaluate(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "reevaluate.lock", timeout=0):
-            prepared = prepare(experiment, store, settings)
+            prepared = prepare(experiment, store, settings, skip_bad=skip_bad)
             require_metrics(prepared.run.manifest, "a re-evaluation")
             baseline = accepted_run(settings.runs, experiment.name, prepared.run.manifest.name)
             if baseline is not None:

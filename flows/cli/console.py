@@ -92,6 +92,12 @@ def show_problems(console: Console, problems: Sequence[Problem], *, everything: 
         console.print(f"[{colour}]{problem.severity}[/{colour}] {plain(text)}{rest}", soft_wrap=True, highlight=False)
 
 
+def show_left_out(console: Console, number: int, folder: Path) -> None:
+    """How many images a run did without, and where they are listed."""
+    text = f"{counted(number, 'image')} left out, listed with reasons in {folder / 'skipped.csv'}"
+    console.print(f"[red]{plain(text)}[/red]", soft_wrap=True, highlight=False)
+
+
 def counted(number: int, noun: str) -> str:
     """``1 image``, ``2 images``, ``2 categories``, ``2 keys``."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"

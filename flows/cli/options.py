@@ -25,6 +25,9 @@ RunnerOption = Annotated[
 DevicesOption = Annotated[
     str | None, typer.Option("--devices", help="Devices for worker processes to share, e.g. cuda:0,cuda:1.")
 ]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be used, list them, and end with code 1.")
+]
 EngineOption = Annotated[
     Literal["local", "prefect"] | None,
     typer.Option(help="local, or prefect where PREFECT_API_URL is set or --runner needs it, unless said here."),

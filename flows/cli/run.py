@@ -12,6 +12,7 @@ from cascade.flows.cli.console import (
     counted,
     make_console,
     plain,
+    show_left_out,
     show_problems,
     show_prompts,
     show_results,
@@ -23,6 +24,7 @@ from cascade.flows.cli.options import (
     EngineOption,
     RunnerOption,
     SetOption,
+    SkipBadOption,
     StoreOption,
     load_with_options,
     ready_engine,
@@ -49,9 +51,7 @@ def run(
     intervals: Annotated[
         bool, typer.Option("--ci", help="Add 95 % bootstrap intervals over images to the table.")
     ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out images that cannot be used, list them, and end with code 1.")
-    ] = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Evaluate an experiment on a dataset; what the store has is not computed again."""
     loaded = load_with_options(experiment, dataset, settings, runner=runner, devices=devices)
@@ -139,8 +139,5 @@ def run_and_show(
         console.print(f"[red]not zero-shot:[/red] {plain(prepared.leak)}", soft_wrap=True)
     console.print(f"tables in {plain(str(folder))}", soft_wrap=True, highlight=False)
     if prepared.images.left_out:
-        left_out = counted(len(prepared.images.left_out), "image")
-        console.print(
-            f"[red]{left_out} left out[/red], listed with reasons in {folder / 'skipped.csv'}", soft_wrap=True
-        )
+        show_left_out(console, len(prepared.images.left_out), folder)
         raise typer.Exit(1)

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from cascade.flows.cli.compare import AllowVanishedOption, MaxDropOption
-from cascade.flows.cli.console import make_console, plain
+from cascade.flows.cli.console import make_console, plain, show_left_out
 from cascade.flows.cli.options import (
     DatasetOption,
     EngineOption,
     SetOption,
+    SkipBadOption,
     StoreOption,
     load_with_options,
     ready_engine,
@@ -28,6 +29,7 @@ def reevaluate(
     engine: EngineOption = None,
     max_drop: MaxDropOption = None,
     allow_vanished: AllowVanishedOption = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if the gate closes."""
     from cascade.configs.settings import Settings
@@ -51,6 +53,7 @@ def reevaluate(
             engine=chosen.name,
             limits=limits,
             allow_vanished=allow_vanished,
+            skip_bad=skip_bad,
         )
     if fresh:
         console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
@@ -61,7 +64,10 @@ def reevaluate(
     for line in found.comparison.not_compared() if found.comparison is not None else ():
         console.print(plain(line), soft_wrap=True, highlight=False)
     console.print(plain(found.message), soft_wrap=True, highlight=False)
-    if found.state == "closed":
+    skipped = found.run.description.get("skipped", 0)
+    if skipped:
+        show_left_out(console, skipped, found.run.folder)
+    if found.state == "closed" or skipped:
         raise typer.Exit(1)
 
 

@@ -183,6 +183,30 @@ def test_bad_images_are_left_out_listed_and_counted(run: Run, tmp_path: Path) ->
     assert json.loads((tmp_path / "out/run.json").read_text())["skipped"] == 3
 
 
+def test_a_reevaluation_leaves_bad_images_out_too(
+    cli: Cli, weights: tuple[str, ...], shared_store: Path, tmp_path: Path
+) -> None:
+    spoil(tree(tmp_path / "set"))
+    settings = [part for each in (*SMALL, *weights) for part in ("--set", each)]
+    again = (
+        "reevaluate",
+        "mini",
+        "--dataset",
+        tmp_path / "set",
+        "--store",
+        shared_store,
+        "--engine",
+        "local",
+        *settings,
+    )
+    assert cli(*again).code == 2
+    for _ in range(2):
+        result = cli(*again, "--skip-bad")
+        assert result.code == 1
+        assert "3 images left out, listed with reasons in runs/mini/" in said(result)
+    assert "nothing has changed" in said(result)
+
+
 def test_nothing_bad_and_skip_bad_is_a_run_like_any_other(run: Run, tmp_path: Path) -> None:
     tree(tmp_path / "set")
     assert run(tmp_path / "set", "--skip-bad").code == 0
