@@ -25,6 +25,7 @@ _MAX_YAML_BYTES = 1_000_000
 _MAX_VALUES = 100_000
 _ALIKE = 0.6
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]|[^:]*:)")
 _REPR = Repr()
 Model = TypeVar("Model", bound=BaseModel)
@@ -56,6 +57,8 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
     if isinstance(node, yaml.ScalarNode):
         if node.tag in _NUMBERS and _OTHER_BASE.match(node.value):
             raise yaml.YAMLError(f"line {line}: {node.value} would be read to the base 8 or 60; put it in quotes")
+        if _HALF_CHARACTER.search(node.value):
+            raise yaml.YAMLError(f"line {line}: {node.value[:80]!a} holds half a character")
         return 1
     if id(node) not in known:
         known[id(node)] = 0
@@ -100,7 +103,7 @@ def _parsed(text: str | TextIO, where: str) -> Any:
         raise ConfigError(f"{where}: brackets or lists are nested too deeply; this is not a configuration") from None
     except UnicodeDecodeError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a number or date that cannot be
+    except Exception as error:  # beside its own errors, whatever a value raises that is not what its tag says
         raise ConfigError(f"{where}: not valid YAML ({shortened(str(error), 300)})") from error
 
 

@@ -223,6 +223,8 @@ def _bomb(line: str) -> str:
         "name: 2026-13-45\n",
         "prompt: {positives: " + "1" * 5000 + "}\n",
         "prompt: !!int many\n",
+        "prompt: !!int ''\n",
+        "prompt: !!timestamp x\n",
     ],
 )
 def test_a_file_that_would_keep_the_reader_busy_is_refused_at_once(write: Writer, text: str) -> None:
@@ -253,6 +255,11 @@ def test_numbers_to_another_base_are_refused(text: str) -> None:
     assert "put it in quotes" in refusal("mini", "dataset.words={010: plate}")
     assert load_experiment("mini", ["dataset.categories=['010']"]).dataset.categories == ("010",)
     assert load_experiment("mini", ["score.weight=0.5", "score.smoothing=0"]).score.weight == 0.5
+
+
+def test_half_a_character_is_refused() -> None:
+    for key in ("name", "dataset.words", "dataset.path"):
+        assert "holds half a character" in refusal("mini", f'{key}="a\\ud800"')
 
 
 def test_an_override_is_read_like_a_file() -> None:
