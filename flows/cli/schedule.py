@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -88,8 +89,11 @@ def serve(
     # refuses now what could not run at night
     limits = parse_limits(max_drop or [])
     loaded = load_with_options(experiment, dataset, settings)
+
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")  # here, Prefect's lines are what there is to see
     from cascade.flows.schedules import serve as serve_flow
 
+    console = make_console()
     parameters = {
         "experiment": experiment,
         "dataset": None if dataset is None else str(dataset.resolve()),
@@ -98,4 +102,10 @@ def serve(
         "store": None if store is None else str(store.resolve()),
         "allow_vanished": allow_vanished,
     }
-    serve_flow(name or loaded.name, parameters, cron=cron, timezone=timezone)
+    serve_flow(
+        name or loaded.name,
+        parameters,
+        cron=cron,
+        timezone=timezone,
+        say=lambda line: console.print(plain(line), soft_wrap=True, highlight=False),
+    )

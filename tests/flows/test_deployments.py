@@ -20,8 +20,7 @@ def test_a_deployment_is_a_flow_with_parameters_it_takes(deployment: dict[str, o
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.flows import load_flow_from_entrypoint
 
-    path, _, name = str(deployment["entrypoint"]).partition(":")
-    flow = load_flow_from_entrypoint(f"{ROOT / path}:{name}")
+    flow = load_flow_from_entrypoint(str(deployment["entrypoint"]), use_placeholder_flow=False)
     parameters = deployment["parameters"]
     assert isinstance(parameters, dict)
     assert set(parameters) <= set(signature(flow.fn).parameters)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -23,10 +19,9 @@ from cascade.flows.history import read_history
 from cascade.flows.local_engine import execute_locally
 from cascade.flows.reevaluate import Reevaluation, reevaluate
 from cascade.storage.errors import StageError
-from tests.flows.conftest import Recorder, save_adapter, save_scene
+from tests.flows.conftest import Cli, Recorder, save_adapter, save_scene
 
 pytestmark = pytest.mark.xdist_group("prefect")
-WAIT = 240
 
 FELL = r"\b(metal_plate|tile|mean): pixel_\w+ fell by 0\.\d+ "
 """What a report of a fall names: the category or the mean, the metric and by how much. Which rows are sure of their
@@ -109,86 +104,39 @@ def test_a_night_that_overlaps_is_skipped(nightly: Callable[..., Reevaluation], 
         nightly()
 
 
-# On a Prefect server
-
-
-@pytest.fixture
-def served(server: None, photographs: Path, tmp_path: Path) -> Iterator[None]:
-    """``cascade serve`` as a person starts it, on the server of the tests."""
-    from prefect.settings import get_current_settings
-
-    environment = os.environ | {
-        "PREFECT_API_URL": str(get_current_settings().api.url),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "CASCADE_RUNS": str(tmp_path / "runs"),
-    }
-    command = [
-        sys.executable,
-        "-c",
-        "from cascade.flows.cli import main; main()",
-        "serve",
-        "mini",
-        "--cron",
-        "0 2 1 1 *",
-    ]
-    command += ["--dataset", str(photographs), "--store", str(tmp_path / "store")]
-    with (tmp_path / "serve.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        yield
-        process.terminate()
-        try:
-            process.wait(120)
-        finally:
-            process.kill()
-
-
-def scheduled_run(**parameters: Any) -> Any:
-    """The final state of a run of the deployment that is scheduled for now."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        end = time.monotonic() + WAIT
-        while True:
-            try:
-                deployment = client.read_deployment_by_name("reevaluate/mini")
-                break
-            except ObjectNotFound:
-                assert time.monotonic() < end, "cascade serve made no deployment"
-                time.sleep(0.5)
-        flow_run = client.create_flow_run_from_deployment(deployment.id, parameters=deployment.parameters | parameters)
-        while time.monotonic() < end:
-            state = client.read_flow_run(flow_run.id).state
-            if state is not None and state.is_final():
-                return state
-            time.sleep(0.5)
-    raise AssertionError("the scheduled run did not end")
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("served")
-def test_a_schedule_writes_its_table_then_finds_nothing_to_do_then_fails(worse: str, tmp_path: Path) -> None:
-    first = scheduled_run()
-    assert first.is_completed(), (first.message, (tmp_path / "serve.log").read_text()[-2000:])
-    (folder,) = (path.parent for path in (tmp_path / "runs" / "mini").glob("2*/results.csv"))
-    accept(tmp_path / "runs", folder)
-
-    second = scheduled_run()
-    assert (second.name, len(list((tmp_path / "runs" / "mini").glob("2*/results.csv")))) == ("Unchanged", 1)
-
-    third = scheduled_run(settings=[worse])
-    assert third.is_failed()
-    assert re.search(FELL, third.message)
-
-
-def test_serving_without_a_server_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "server", "says"),
+    [
+        ((), None, "start one with `prefect server start`"),
+        ((), "http://127.0.0.1:9/api", "no Prefect server answers"),
+        (("--cron", "61 * * * *"), "http://127.0.0.1:9/api", "--cron '61 * * * *' --timezone 'UTC': no such times"),
+        (("--timezone", "Mars"), "http://127.0.0.1:9/api", "--cron '0 2 * * *' --timezone 'Mars': no such times"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    given: tuple[str, ...], server: str | None, says: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from cascade.flows.schedules import serve
-    from cascade.storage.errors import ConfigError
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    if server is not None:
+        monkeypatch.setenv("PREFECT_API_URL", server)
+    with temporary_settings({PREFECT_API_URL: server}):
+        refused = cli("serve", "mini", *given)
+    assert says in refused.refusal()
+    assert refused.code == 2
 
-    with (
-        temporary_settings(restore_defaults={PREFECT_API_URL}),
-        pytest.raises(ConfigError, match="prefect server start"),
-    ):
-        serve("nightly", {}, cron="0 2 * * *", timezone="UTC")
+
+def test_a_server_that_plans_nothing_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from cascade.flows import schedules
+
+    monkeypatch.setattr(schedules, "_SCHEDULER_TAKES", timedelta(0))
+    said: list[str] = []
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        schedules._say_next_slot("mini", "UTC", said.append)
+    assert len(said) == 1
+    assert said[0].startswith("warning: the server has planned no run")
