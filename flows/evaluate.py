@@ -140,6 +140,7 @@ def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> 
     if planned.missing:
         todo = [item for item in planned.items if item.id in lacking]
         with artefact.writing([item.id for item in todo], stage.arrays(run, todo)):
+            lacking = artefact.missing(lacking)  # another run may have computed some while this one waited for the lock
             execute(run, stage, shards, artefact)
     else:
         execute(run, stage, shards, artefact)
@@ -147,8 +148,8 @@ def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> 
         stage=stage.name,
         key=artefact.key.digest,
         items=len(planned.items),
-        hits=len(planned.items) - planned.missing,
-        computed=planned.missing,
+        hits=len(planned.items) - len(lacking),
+        computed=len(lacking),
         seconds=time.perf_counter() - start,
         reason=planned.reason,
     )

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from cascade.clip import backbone
 from cascade.configs.settings import Settings
-from cascade.flows.evaluate import STAGES, plan
+from cascade.flows.evaluate import STAGES, StagePlan, evaluate, plan
 from cascade.flows.export import export_run
+from cascade.flows.local_engine import execute_locally
 from cascade.flows.outputs import write_run
 from cascade.flows.prepare import prepare
 from cascade.storage.errors import ConfigError, DataError, LeakError, StageError, StoreError
 from cascade.tasks import models
 from cascade.tasks.aggregate import METRICS
-from tests.flows.conftest import Bench, Outcome, files_of, flip_chunk, save_adapter, save_scene
+from tests.flows.conftest import Bench, Outcome, Recorder, files_of, flip_chunk, save_adapter, save_scene
 
 COLUMNS = (
     "dataset,category,localiser,refiner,step,frame,n_images,n_anomalous,n_no_prompt,n_no_prompt_anomalous,"
@@ -316,6 +320,29 @@ def test_a_ctrl_c_keeps_finished_items(empty: Bench) -> None:
     (embeddings,) = [path for path in (empty.store / "embed").iterdir() if path.is_dir()]
     assert len((embeddings / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     assert empty.run().computed == {"embed": 5, "tokens": 8, "localise": 8} | FROM_PROMPT
+
+
+def test_of_two_runs_at_once_each_counts_its_own_work(empty: Bench, finished: tuple[Bench, Outcome]) -> None:
+    """The other run has made all embeddings while this one waited for its turn to."""
+    source = finished[1].artefact("embed").path
+    target = empty.store / source.relative_to(finished[0].store)
+    target.parent.mkdir(parents=True)
+    waits = threading.Event()
+
+    class Watcher(Recorder):
+        def started(self, plan: StagePlan) -> Callable[[], None]:
+            waits.set()
+            return super().started(plan)
+
+    run, watcher = empty.prepare().run, Watcher()
+    with ThreadPoolExecutor(1) as pool, FileLock(target.with_suffix(".lock")):
+        ran = pool.submit(evaluate, run, execute_locally, watcher)
+        assert waits.wait(60)
+        shutil.copytree(source, target)
+    embed = next(result for result in ran.result() if result.stage == "embed")
+    assert (embed.hits, embed.computed) == (8, 0)
+    assert watcher.writes["embed"] == 0
+    assert files_of(empty.store) == files_of(finished[0].store)
 
 
 @pytest.mark.parametrize(
