@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -129,11 +131,15 @@ def models_note(experiments: Sequence[Experiment]) -> str | None:
 
 
 def make_console() -> Console:
-    """Wide enough for a table when it writes to a log."""
+    """Wide enough for a table when it writes to a log. If nobody reads on, as after ``| head``, the work goes on."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, _LOG_WIDTH))
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    console = Lasting()
+    return console if console.is_terminal else Lasting(width=max(console.width, _LOG_WIDTH))
 
 
 @contextmanager

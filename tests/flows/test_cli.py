@@ -435,3 +435,18 @@ def test_bench_knows_the_benchmarks_of_this_tree() -> None:
 def test_bench_says_what_to_do_without_a_source_tree(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("cascade.flows.cli.bench.FOLDER", tmp_path / "nowhere")
     assert "source tree" in cli("bench").refusal()
+
+
+def test_a_reader_who_leaves_early_costs_no_table(bench: Bench, tmp_path: Path) -> None:
+    program = "from cascade.flows.cli import main; main()"
+    arguments = [*bench.arguments(), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
+    assert {"run.json", "results.csv", "images.parquet"} <= {path.name for path in (tmp_path / "out").iterdir()}
