@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from cascade.configs.schema import RuntimeConfig
 from cascade.flows.evaluate import Reporter, StageResult, evaluate
-from cascade.flows.runners import hidden_main, make_runner
+from cascade.flows.runners import hidden_main, make_runner, workers_ended
 from cascade.storage.artefacts import Artefact
 from cascade.tasks.aggregate import MEAN, table_rows
 from cascade.tasks.prefect_task import ShardWork, prefect_task
@@ -58,7 +58,8 @@ def run_as_flow(
 
     def worked() -> None:
         try:
-            returned.append(work())
+            with workers_ended() if runtime.runner == "processes" else nullcontext():
+                returned.append(work())
         except KeyboardInterrupt:
             interrupted.append(True)
             raise

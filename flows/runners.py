@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ def make_runner(runtime: RuntimeConfig) -> TaskRunner[Any]:
             f"runtime.runner '{runtime.runner}' needs an extra: pip install 'clip-sam-cascade[{runtime.runner}]'"
         )
     if runtime.runner == "processes":
-        return ProcessPoolTaskRunner(max_workers=runtime.workers)
+        return ProcessPoolTaskRunner(max_workers=runtime.workers, initializer=_leave_interrupts_to_the_flow)
     if runtime.runner == "dask":
         from prefect_dask import DaskTaskRunner
 
@@ -48,6 +50,11 @@ def make_runner(runtime: RuntimeConfig) -> TaskRunner[Any]:
     return ThreadPoolTaskRunner(max_workers=runtime.workers)
 
 
+def _leave_interrupts_to_the_flow() -> None:
+    """Ctrl-C reaches workers as well, whatever they are at; the flow hears of it and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def hidden_main() -> Iterator[None]:
     """Worker processes start without the program that started them.
@@ -61,3 +68,16 @@ def hidden_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def workers_ended() -> Iterator[None]:
+    """Worker processes that were started inside do not work on after Ctrl-C; what they have written is kept."""
+    before = multiprocessing.active_children()
+    try:
+        yield
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            if worker not in before:
+                worker.terminate()
+        raise

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cascade.flows.evaluate import plan
 from tests.flows.conftest import Bench, Cli
 
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -122,6 +123,35 @@ def command(bench: Bench, home: Path, program: str = PROGRAM, **more: str) -> su
         text=True,
         timeout=180,
     )
+
+
+@pytest.mark.parametrize("runner", ["threads", "processes"])
+def test_ctrl_c_ends_a_run_soon_and_keeps_what_is_finished(runner: str, empty: Bench, tmp_path: Path) -> None:
+    """At a terminal it reaches every process of the command."""
+    given = ("runtime.shard_size=2", f"runtime.runner={runner}", "runtime.workers=2")
+    arguments = ["prefect" if part == "local" else part for part in empty.arguments(*given)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=tmp_path,
+        env=without_server(tmp_path / "home"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(1200):
+        if any(path.stat().st_size for path in (empty.store / "embed").glob("*/ledger*.jsonl")):
+            break
+        time.sleep(0.1)
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert time.monotonic() - begin < 60  # under 15 on a machine that does nothing else
+    assert process.returncode == 130
+    assert "stopped; finished items are kept" in said
+    assert "Traceback" not in said
+    embed = plan(empty.prepare().run)[0]
+    assert embed.missing < len(embed.items)
 
 
 @pytest.mark.parametrize("words", [("run", "mini"), ("ablate", "table2"), ("reevaluate", "mini")])

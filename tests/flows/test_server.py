@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -65,7 +64,7 @@ class Server:
 
     @contextmanager
     def running(self, *words: str, **more: str) -> Iterator[Path]:
-        """A command that goes on until Ctrl-C, and the file that it writes to."""
+        """A command that goes on until it is stopped, and the file that it writes to."""
         log = self.folder / f"{words[0]}-{words[1]}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -74,7 +73,7 @@ class Server:
             try:
                 yield log
             finally:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
                 try:
                     process.wait(30)
                 except subprocess.TimeoutExpired:
