@@ -1,8 +1,10 @@
-"""What a person sees of a run: a bar while a stage works, and one line when it has ended."""
+"""What a person sees of a run: a bar or a line now and then while a stage works, and one line when it has ended."""
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -20,11 +22,48 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} images/s" if task.speed else "")
 
 
+_SLOW = 5.0
+"""Seconds after which a log says that a stage is at work."""
+
+_AGAIN = 60.0
+"""Seconds between two such lines."""
+
+
+class _Pulse:
+    """Says how far a stage has come: once it proves to be a slow one, then every minute."""
+
+    def __init__(self, plan: StagePlan, say: Callable[[str], None]) -> None:
+        self._plan, self._say = plan, say
+        self._computed = 0
+        self._counting = threading.Lock()
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def item(self) -> None:
+        """One more is computed."""
+        with self._counting:
+            self._computed += 1
+
+    def stop(self) -> None:
+        """Say no more."""
+        self._over.set()
+
+    def _beat(self) -> None:
+        begin, pause = time.monotonic(), _SLOW
+        while not self._over.wait(pause):
+            pause = _AGAIN
+            seconds = time.monotonic() - begin
+            self._say(
+                f"{self._plan.stage.name:<9} works {self._computed} of {self._plan.missing} after {seconds:.0f} s"
+            )
+
+
 class RichReporter:
-    """Bars on a terminal; on anything else only the lines."""
+    """Bars on a terminal; on anything else lines, also while a stage takes its time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._pulse: _Pulse | None = None
         self._bars = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(),
@@ -44,9 +83,18 @@ class RichReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+        self._quiet()
+
+    def _quiet(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
 
     def started(self, plan: StagePlan) -> Callable[[], None]:
         """Show a bar for what is missing."""
+        self._quiet()
+        if not self._console.is_terminal and plan.missing:
+            self._pulse = _Pulse(plan, lambda line: self._console.print(line, highlight=False, soft_wrap=True))
+            return self._pulse.item
         bar = self._bars.add_task(plan.stage.name, total=plan.missing, visible=plan.missing > 0)
         if plan.missing:
             self._bars.start_task(bar)
@@ -54,6 +102,7 @@ class RichReporter:
 
     def finished(self, result: StageResult) -> None:
         """Replace the bar by a line: hit or miss, how many, how fast, and why."""
+        self._quiet()
         for bar in self._bars.task_ids:
             self._bars.remove_task(bar)
         self._console.print(stage_line(result), highlight=False, soft_wrap=True)
