@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -58,12 +59,41 @@ class _Pulse:
             )
 
 
-class RichReporter:
+class _Lines:
+    """Whatever can say a line says how far a slow stage is, until the stage or the ``with`` block ends."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._pulse: _Pulse | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.quiet()
+
+    def started(self, plan: StagePlan) -> Callable[[], None]:
+        """Say something if what is missing takes its time."""
+        self.quiet()
+        if not plan.missing:
+            return lambda: None
+        self._pulse = _Pulse(plan, self._say)
+        return self._pulse.item
+
+    def quiet(self) -> None:
+        """Say no more of the stage."""
+        if self._pulse is not None:
+            self._pulse.stop()
+
+
+class RichReporter(_Lines):
     """Bars on a terminal; on anything else lines, also while a stage takes its time."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__(lambda line: console.print(line, highlight=False, soft_wrap=True))
         self._console = console
-        self._pulse: _Pulse | None = None
         self._bars = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(),
@@ -75,7 +105,7 @@ class RichReporter:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> RichReporter:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -83,18 +113,12 @@ class RichReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
-        self._quiet()
-
-    def _quiet(self) -> None:
-        if self._pulse is not None:
-            self._pulse.stop()
+        super().__exit__(kind, error, trace)
 
     def started(self, plan: StagePlan) -> Callable[[], None]:
         """Show a bar for what is missing."""
-        self._quiet()
-        if not self._console.is_terminal and plan.missing:
-            self._pulse = _Pulse(plan, lambda line: self._console.print(line, highlight=False, soft_wrap=True))
-            return self._pulse.item
+        if not self._console.is_terminal:
+            return super().started(plan)
         bar = self._bars.add_task(plan.stage.name, total=plan.missing, visible=plan.missing > 0)
         if plan.missing:
             self._bars.start_task(bar)
@@ -102,7 +126,7 @@ class RichReporter:
 
     def finished(self, result: StageResult) -> None:
         """Replace the bar by a line: hit or miss, how many, how fast, and why."""
-        self._quiet()
+        self.quiet()
         for bar in self._bars.task_ids:
             self._bars.remove_task(bar)
         self._console.print(stage_line(result), highlight=False, soft_wrap=True)
@@ -112,18 +136,16 @@ class RichReporter:
         self._console.print(f"[yellow]damaged[/yellow] {error}", highlight=False, soft_wrap=True)
 
 
-class LogReporter:
-    """One line in a log for each stage; for flows that nobody watches."""
+class LogReporter(_Lines):
+    """Lines in a log; for flows that nobody watches."""
 
     def __init__(self, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
+        super().__init__(logger.info)
         self._logger = logger
-
-    def started(self, plan: StagePlan) -> Callable[[], None]:
-        """Nothing to show yet."""
-        return lambda: None
 
     def finished(self, result: StageResult) -> None:
         """Log what the stage did."""
+        self.quiet()
         self._logger.info(Text.from_markup(stage_line(result)).plain)
 
     def damaged(self, error: CorruptItem) -> None:

@@ -75,16 +75,17 @@ def reevaluate_flow(
     """
     machine = Settings()
     loaded = load_with_options(experiment, None if dataset is None else Path(dataset), settings)
-    found = reevaluate(
-        loaded,
-        expanded(store) if store is not None else machine.store,
-        machine,
-        evaluate_on_prefect,
-        LogReporter(get_run_logger()),
-        engine="prefect",
-        limits=max_drop,
-        allow_vanished=allow_vanished,
-    )
+    with LogReporter(get_run_logger()) as reporter:
+        found = reevaluate(
+            loaded,
+            expanded(store) if store is not None else machine.store,
+            machine,
+            evaluate_on_prefect,
+            reporter,
+            engine="prefect",
+            limits=max_drop,
+            allow_vanished=allow_vanished,
+        )
     _publish(found)
     if found.state == "closed":
         return Failed(message=found.message)
