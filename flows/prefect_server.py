@@ -182,28 +182,25 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(port: int, parent: int, home: Path) -> None:
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, home), daemon=True).start()
     import uvicorn
 
-    try:
-        uvicorn.run(
-            "prefect.server.api.server:create_app",
-            factory=True,
-            host="127.0.0.1",
-            port=port,
-            log_level="error",
-            lifespan="on",
-        )
-    finally:
-        if os.getppid() != parent:
-            shutil.rmtree(home, ignore_errors=True)
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        lifespan="on",
+    )
 
 
-def _end_with(parent: int) -> None:
-    """A process that was killed could not stop its server."""
+def _end_with(parent: int, home: Path) -> None:
+    """A process that was killed could neither stop its server nor clear up after it."""
     while os.getppid() == parent:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    shutil.rmtree(home, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from cascade.flows.prefect_server import _start
-Path(sys.argv[1]).write_text(str(_start().process.pid))
+Path(sys.argv[1]).write_text(f"{_start().process.pid} {_start().log.parent}")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -70,10 +70,12 @@ def test_the_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> Non
     # With pipes for its output this would wait for the server, which inherits them.
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "pid")], env=without_server(tmp_path))
     assert killed.returncode == -signal.SIGKILL
-    server = int((tmp_path / "pid").read_text())
+    number, home = (tmp_path / "pid").read_text().split()
+    server = int(number)
     shown = Path(f"/proc/{server}/cmdline")
     for _ in range(300):
         if not shown.exists() or not shown.read_bytes():  # gone, or waiting for someone to notice
+            assert not Path(home).exists()
             return
         time.sleep(0.1)
     os.kill(server, signal.SIGKILL)
