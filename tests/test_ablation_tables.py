@@ -10,7 +10,6 @@ from cascade.configs.grid import Variant, expand, varied_keys
 from cascade.configs.published import PublishedRow, PublishedTable, known_datasets
 from cascade.tasks.ablation_tables import FinishedVariant, ablation_table, beside_published, pivot
 from cascade.tasks.aggregate import METRICS
-from cascade.tasks.reproduction import verdict
 from cascade.tasks.score import STEPS
 from tests.test_grid import SHAPE, SIZE, grid
 
@@ -132,11 +131,3 @@ def test_only_the_same_variant_step_and_dataset_are_subtracted() -> None:
             assert math.isnan(ap["difference"])
         else:
             assert ap["difference"] == pytest.approx(difference)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "published", "expected"),
-    [(1, 2, 1.5, "within"), (1, 2, 1, "within"), (1, 2, 2, "within"), (1, 2, 0.9, "better"), (1, 2, 2.1, "worse")],
-)
-def test_a_cell_is_marked_by_its_interval(low: float, high: float, published: float, expected: str) -> None:
-    assert verdict(low, high, published) == expected

@@ -77,7 +77,7 @@ def test_a_second_run_takes_every_task_from_the_cache(on_prefect: tuple[Bench, O
 def test_a_task_for_each_shard(on_prefect: tuple[Bench, Outcome]) -> None:
     outcome = run(on_prefect[0], "runtime.shard_size=3", "runtime.workers=2")
     assert outcome.computed == {}
-    assert len(last_task_runs(expected=5 * 3 + 2)) == 5 * 3 + 2
+    assert len(last_task_runs(expected=6 * 3 + 2)) == 6 * 3 + 2
 
 
 def test_a_reference_that_the_store_no_longer_holds_is_computed_again(on_prefect: tuple[Bench, Outcome]) -> None:
