@@ -40,7 +40,7 @@ from cascade.tasks.score import SCORE
 from cascade.tasks.tally import TALLY
 
 VARIANTS = 9
-ENCODERS = ("embed", "localise")
+ENCODERS = ("embed", "tokens", "localise")
 
 
 class Counting:

@@ -38,8 +38,8 @@ CATEGORIES = 15
 SIDE = 64
 USUAL, SMALL = 128, 16
 """Images of a shard: the default, and what shows the cost of a task run."""
-BY_IMAGE = 5
-"""Stages that are cut into shards of images: embed, localise, prompt, refine, score."""
+BY_IMAGE = 6
+"""Stages that are cut into shards of images: embed, tokens, localise, prompt, refine, score."""
 SETTINGS = ("score.frame=64", "prompt.frame=64", "prompt.threshold.rule=quantile", "prompt.threshold.min_area=5")
 
 
@@ -57,13 +57,12 @@ def main() -> int:
         fill(root)
         command = [sys.executable, "-c", "from cascade.flows.cli import main; main()"]
         settings = [part for setting in SETTINGS for part in ("--set", setting)]
-        run = [*command, "run", "mini", "--dataset", str(root / "data"), "--store", str(root / "store"),
-               "--out", str(root / "out"), *settings]  # fmt: skip
+        run = [*command, "run", "mini", "--dataset", str(root / "data"), "--store", str(root / "store"), *settings]
         ways = {"cascade --help": [*command, "--help"], "local engine": [*run, "--engine", "local"]}
         if not arguments.no_prefect:
             ways["prefect engine"] = [*run, "--engine", "prefect"]
             ways["prefect engine, small shards"] = [*ways["prefect engine"], "--set", f"runtime.shard_size={SMALL}"]
-        environment = os.environ | {"PREFECT_HOME": str(root / "prefect")}
+        environment = os.environ | {"PREFECT_HOME": str(root / "prefect"), "CASCADE_RUNS": str(root / "runs")}
         found = {name: timed(way, environment, arguments.rounds) for name, way in ways.items()}
     facts: dict[str, object] = {"images": arguments.images, "rounds": arguments.rounds, "seconds": found}
     if not arguments.no_prefect:

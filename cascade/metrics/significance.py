@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts are loaded when they are used: a cached run uses none
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 _ROUNDING = 1e-9
 """Resamples that differ by less are equal; sums in another order differ in their last bits."""
@@ -59,7 +59,7 @@ def bca_intervals(estimate: Estimate, level: float) -> NDArray[np.float64]:
     intervals = np.empty((estimate.value.size, 2))
     for column, (z0, a) in enumerate(zip(bias, acceleration, strict=True)):
         corrected = z0 + (z0 + z) / (1 - a * (z0 + z)) if able[column] else z
-        intervals[column] = np.quantile(estimate.drawn[:, column], ndtr(corrected))
+        intervals[column] = np.quantile(estimate.drawn[:, column], scipy.special.ndtr(corrected))
     intervals[np.isnan(estimate.value)] = np.nan
     return intervals
 
@@ -90,7 +90,10 @@ def p_values(estimate: Estimate) -> NDArray[np.float64]:
     )
     bias, acceleration = _bias(estimate), _acceleration(estimate)
     with np.errstate(invalid="ignore"):
-        tails = [ndtr(_level_at(below, bias, acceleration)), 1 - ndtr(_level_at(1 - above, bias, acceleration))]
+        tails = [
+            scipy.special.ndtr(_level_at(below, bias, acceleration)),
+            1 - scipy.special.ndtr(_level_at(1 - above, bias, acceleration)),
+        ]
     p = np.minimum(1, 2 * np.minimum(*tails))
     able = (abs(bias) <= _LARGEST_BIAS) & np.isfinite(estimate.drawn).all(axis=0)
     return np.where(able, p, np.nan)
@@ -140,7 +143,7 @@ def adjusted_p_values(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _limits(level: float) -> NDArray[np.float64]:
     """The normal quantiles of a two-sided interval, [2]."""
-    limits: NDArray[np.float64] = ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+    limits: NDArray[np.float64] = scipy.special.ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     return limits
 
 
@@ -148,7 +151,7 @@ def _bias(estimate: Estimate) -> NDArray[np.float64]:
     """z0, [M]: infinite where all resamples lie on one side of the value."""
     below = (estimate.drawn < estimate.value - _ROUNDING).mean(axis=0)
     not_above = (estimate.drawn <= estimate.value + _ROUNDING).mean(axis=0)
-    bias: NDArray[np.float64] = ndtri((below + not_above) / 2)
+    bias: NDArray[np.float64] = scipy.special.ndtri((below + not_above) / 2)
     return bias
 
 
@@ -163,7 +166,7 @@ def _level_at(
     share: NDArray[np.float64], bias: NDArray[np.float64], acceleration: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The normal quantile of the BCa end point that has this share of the resamples below it."""
-    shift = ndtri(share) - bias
+    shift = scipy.special.ndtri(share) - bias
     slope = 1 + acceleration * shift
     with np.errstate(invalid="ignore", divide="ignore"):
         level: NDArray[np.float64] = np.where(slope > 0, shift / slope, np.copysign(np.inf, shift)) - bias
