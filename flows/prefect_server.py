@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 
 from cascade.flows.prefect_address import profiles_file
-from cascade.flows.prefect_database import keep_database, lay_database
 from cascade.storage.errors import ConfigError, StageError
 
 
@@ -111,7 +110,6 @@ def _start() -> _Server:
     own = {"PREFECT_HOME": str(home)} | ({"PREFECT_PROFILES_PATH": str(profiles)} if profiles else {})
     if "prefect" not in sys.modules:  # it will look for its home when it is imported
         os.environ.update(own)
-    lay_database(home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -158,7 +156,6 @@ def _wait_for(server: _Server) -> None:
     while server.process.poll() is None:
         try:
             httpx.get(f"{server.address}/health", timeout=10).raise_for_status()
-            keep_database(server.log.parent)
             return
         except httpx.HTTPError:
             if time.monotonic() > patience:
