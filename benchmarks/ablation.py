@@ -24,14 +24,14 @@ import numpy as np
 from benchmarks.paired import Comparison, of_pairs, publish
 from cascade.configs.grid import expand, load_grid
 from cascade.configs.settings import Settings
-from cascade.flows.ablate import prepare_variants, run_ablation
-from cascade.flows.ablation import new_ablation, write_ablation
-from cascade.flows.ablation_outputs import finished_table, write_tables
-from cascade.flows.evaluate import STAGES, StagePlan, StageResult, evaluate, run_stage
+from cascade.flows.ablation.outputs import finished_table, write_tables
+from cascade.flows.ablation.state import new_ablation, write_ablation
+from cascade.flows.ablation.variants import prepare_variants, run_ablation
+from cascade.flows.engines.evaluate import STAGES, StagePlan, StageResult, evaluate, run_stage
+from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
-from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import Prepared, prepare
-from cascade.flows.reading import remember_checked
+from cascade.flows.run.prepare import Prepared, prepare
+from cascade.flows.run.reading import remember_checked
 from cascade.storage.errors import CorruptItem
 from cascade.tasks.aggregate import AGGREGATE
 from cascade.tasks.prompt import PROMPT

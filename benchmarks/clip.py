@@ -14,8 +14,8 @@ import open_clip
 import torch
 
 from benchmarks.paired import compare, publish
-from cascade.clip.backbone import build_clip, image_tokens
-from cascade.tasks.models import clip_config
+from cascade.backbones.clip.backbone import build_clip, image_tokens
+from cascade.tasks.execution.networks import clip_config
 
 LAYERS = (6, 12, 18, 24)
 

@@ -19,12 +19,12 @@ import torch
 from segment_anything import SamPredictor
 
 from benchmarks.paired import compare, publish
-from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.backbones.sam.absorbed import AbsorbedDecoder
+from cascade.backbones.sam.build import build_sam
+from cascade.backbones.sam.decoder import decode
 from cascade.frames import InputFrame, logits_in_frame, mask_box
-from cascade.sam.absorbed import AbsorbedDecoder
-from cascade.sam.build import build_sam
-from cascade.sam.decoder import decode
-from cascade.tasks.overlap import on_every_core
+from cascade.refiners.cps import CascadeOptions, Row, run_cascade
+from cascade.tasks.execution.threads import on_every_core
 
 SIDE = 1024
 POINTS = 3

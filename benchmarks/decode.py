@@ -24,11 +24,11 @@ from benchmarks.ablation import ENCODERS, Counting
 from benchmarks.paired import compare, publish
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
-from cascade.flows.evaluate import STAGES, run_stage
-from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import prepare
+from cascade.flows.engines.evaluate import STAGES, run_stage
+from cascade.flows.engines.local import execute_locally
+from cascade.flows.run.prepare import prepare
 from cascade.synthesis.scene import generate_scene
-from cascade.tasks import decoded
+from cascade.tasks.execution import photographs
 
 SIZE = (4000, 3000)
 SETTINGS = ("localise.more_sides=[]",)
@@ -48,12 +48,12 @@ def main() -> int:
 
         def encoded(limit: int) -> None:
             shutil.rmtree(store, ignore_errors=True)
-            decoded.LIMIT = limit
+            photographs.LIMIT = limit
             for stage in STAGES:
                 if stage.name in ENCODERS:
                     run_stage(run, stage, execute_locally, Counting())
 
-        limit = decoded.LIMIT
+        limit = photographs.LIMIT
         found = compare(
             "embed and localise, one decode",
             "a decode for each",

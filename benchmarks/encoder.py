@@ -13,8 +13,8 @@ import sys
 import torch
 
 from benchmarks.paired import compare, publish
-from cascade.sam.build import SAM_MODELS, build_sam, input_side
-from cascade.sam.image import embed
+from cascade.backbones.sam.build import SAM_MODELS, build_sam, input_side
+from cascade.backbones.sam.image import embed
 
 
 def main() -> int:

@@ -28,10 +28,10 @@ from rich.console import Console
 from benchmarks.paired import publish
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
-from cascade.flows.evaluate import STAGES, evaluate
-from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import prepare
-from cascade.flows.progress import RichReporter
+from cascade.flows.engines.evaluate import STAGES, evaluate
+from cascade.flows.engines.local import execute_locally
+from cascade.flows.run.prepare import prepare
+from cascade.flows.run.progress import RichReporter
 from cascade.storage.artefacts import Store
 
 CATEGORIES = 15

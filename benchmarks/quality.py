@@ -23,26 +23,26 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from cascade.backbones.sam.build import input_side
+from cascade.backbones.sam.image import input_frame
 from cascade.configs.loader import load_experiment
 from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
-from cascade.cps import CascadeOptions, Row, run_cascade
-from cascade.flows.evaluate import evaluate
-from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import prepare
-from cascade.flows.progress import RichReporter
+from cascade.flows.engines.evaluate import evaluate
+from cascade.flows.engines.local import execute_locally
+from cascade.flows.run.prepare import prepare
+from cascade.flows.run.progress import RichReporter
 from cascade.flows.train import train_april_gan, train_config
 from cascade.frames import logits_in_frame, mask_box, scale_points
-from cascade.sam.build import input_side
-from cascade.sam.image import input_frame
+from cascade.refiners.cps import CascadeOptions, Row, run_cascade
 from cascade.storage.datasets import mask_in_frame, read_mask
 from cascade.storage.weights import LocatedWeights, file_sha256
 from cascade.tasks import embed
-from cascade.tasks.models import decoder_of, device_of
+from cascade.tasks.execution.networks import decoder_of, device_of
 from cascade.tasks.refine import STEPS
 from cascade.tasks.stage import Run
-from cascade.tasks.tables import results_table
-from cascade.tasks.train_april_gan import adapter_training
+from cascade.tasks.tables.results import results_table
+from cascade.tasks.training.april_gan import adapter_training
 
 LAST = Path(__file__).parent / "results"
 """Where the committed tables are."""

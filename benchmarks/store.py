@@ -21,7 +21,7 @@ import zarr
 from benchmarks.paired import compare, publish
 from cascade.storage.artefacts import ArraySpec, Artefact, Store
 from cascade.storage.keys import StageKey
-from cascade.tasks.overlap import read_ahead
+from cascade.tasks.execution.threads import read_ahead
 
 SHAPE = (256, 64, 64)
 BYTES = 2 * SHAPE[0] * SHAPE[1] * SHAPE[2]

@@ -8,16 +8,16 @@ from pathlib import Path
 from cascade.configs.loader import parse_override, validate
 from cascade.configs.schema import Experiment, TrainConfig
 from cascade.configs.settings import Settings
-from cascade.flows.evaluate import Reporter, plan_stage, run_stage
-from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import locate_clip
-from cascade.flows.reading import lines_of, read_images, remember_checked
+from cascade.flows.engines.evaluate import Reporter, plan_stage, run_stage
+from cascade.flows.engines.local import execute_locally
+from cascade.flows.run.prepare import locate_clip
+from cascade.flows.run.reading import lines_of, read_images, remember_checked
 from cascade.storage.errors import ConfigError, CorruptItem
 from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
 from cascade.tasks.stage import Run
 from cascade.tasks.tokens import TOKENS
-from cascade.tasks.train_april_gan import Epoch, require_trainable, train_adapter
+from cascade.tasks.training.april_gan import Epoch, require_trainable, train_adapter
 
 
 def train_april_gan(

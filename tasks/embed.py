@@ -8,8 +8,8 @@ from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import read_image
 from cascade.storage.keys import StageKey
 from cascade.tasks import localise, tokens
-from cascade.tasks.decoded import keep_for_clip
-from cascade.tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
+from cascade.tasks.execution.photographs import keep_for_clip
+from cascade.tasks.execution.threads import batches, encoded_at_once, pinned, read_ahead, written_behind
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite, worded_id
 
 VERSION = 1
@@ -25,8 +25,8 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``embedding`` [C, grid, grid] float16, the encoder's output."""
-    from cascade.sam.build import embedding_shape
-    from cascade.tasks.models import compiles, sam_of
+    from cascade.backbones.sam.build import embedding_shape
+    from cascade.tasks.execution.networks import compiles, sam_of
 
     sam_of(run), compiles(run)  # what cannot work is refused before anything is written
     return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
@@ -36,8 +36,8 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Decode, encode and store images, a batch at a time."""
     import torch
 
-    from cascade.sam.image import embed, normalise, to_input
-    from cascade.tasks.models import compiles, sam_of
+    from cascade.backbones.sam.image import embed, normalise, to_input
+    from cascade.tasks.execution.networks import compiles, sam_of
 
     config = run.experiment.embed
     sam = sam_of(run)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cascade.clip.ensemble import PromptEnsemble
+from cascade.backbones.clip.ensemble import PromptEnsemble
 from cascade.configs.loader import PROMPTS, read_yaml
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded

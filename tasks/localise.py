@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.keys import StageKey
 from cascade.tasks import tokens
-from cascade.tasks.overlap import written_behind
+from cascade.tasks.execution.threads import written_behind
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 from cascade.tasks.words import text_features
 
@@ -37,7 +37,7 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``logits`` [L, 2, grid, grid] float32: both logits of each block, on the grid of the largest input."""
-    from cascade.tasks.models import adapter_of, check_vision, clip_config, clip_of
+    from cascade.tasks.execution.networks import adapter_of, check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
@@ -51,8 +51,8 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Compare the tokens of images with the text features of their class, and store the logits."""
     import torch
 
-    from cascade.clip.april_gan import grid_logits, image_score, mean_logits
-    from cascade.tasks.models import adapter_of
+    from cascade.localisers.april_gan import grid_logits, image_score, mean_logits
+    from cascade.tasks.execution.networks import adapter_of
 
     adapter = adapter_of(run)
     texts = text_features(run, {run.words(item.record) for item in items})

@@ -13,11 +13,11 @@ from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import ImageRecord
 from cascade.storage.keys import StageKey
 from cascade.tasks import embed, localise
-from cascade.tasks.overlap import on_every_core, read_ahead
+from cascade.tasks.execution.threads import on_every_core, read_ahead
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_items
 
 if TYPE_CHECKING:
-    from cascade.ppg import PromptOptions
+    from cascade.prompts.ppg import PromptOptions
 
 VERSION = 2
 
@@ -41,11 +41,11 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """
     import torch
 
-    from cascade.clip.april_gan import anomaly_map, logit_margin
+    from cascade.backbones.sam.build import input_side
+    from cascade.backbones.sam.image import input_frame
     from cascade.frames import scale_points
-    from cascade.ppg import generate_prompts
-    from cascade.sam.build import input_side
-    from cascade.sam.image import input_frame
+    from cascade.localisers.april_gan import anomaly_map, logit_margin
+    from cascade.prompts.ppg import generate_prompts
 
     config = run.experiment.prompt
     options = prompt_options(config)
@@ -88,7 +88,7 @@ def frame_size(frame: Frame, record: ImageRecord) -> tuple[int, int]:
 
 def prompt_options(config: PromptConfig) -> PromptOptions:
     """The options of PPG from their nested configuration."""
-    from cascade.ppg import PromptOptions
+    from cascade.prompts.ppg import PromptOptions
 
     flat = config.model_dump(exclude={"frame", "threshold", "spacing", "dilation"})
     for section, prefix in (

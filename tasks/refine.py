@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.keys import StageKey
 from cascade.tasks import embed, localise, prompt
-from cascade.tasks.overlap import Write, batches, on_every_core, read_ahead, written_behind
-from cascade.tasks.shards import shards_of
+from cascade.tasks.execution.shards import shards_of
+from cascade.tasks.execution.threads import Write, batches, on_every_core, read_ahead, written_behind
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
 
 if TYPE_CHECKING:
-    from cascade.cps import Cascade, Row
+    from cascade.refiners.cps import Cascade, Row
 
 VERSION = 2
 STEPS = ("points", "points+logits", "points+box+logits")
@@ -44,7 +44,7 @@ def key(run: Run) -> StageKey:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``logits`` [3 steps, 3 masks, 4·grid, 4·grid] float16; a step with one mask fills the first."""
-    from cascade.sam.build import embedding_shape
+    from cascade.backbones.sam.build import embedding_shape
 
     side = 4 * embedding_shape(run.experiment.embed.backbone)[-1]
     return {"logits": ArraySpec((len(STEPS), _MASKS, side, side), "float16")}
@@ -94,9 +94,9 @@ def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterat
     """
     import torch
 
-    from cascade.cps import CascadeOptions, run_cascade
     from cascade.frames import scale_points
-    from cascade.tasks.models import decoder_of, device_of
+    from cascade.refiners.cps import CascadeOptions, run_cascade
+    from cascade.tasks.execution.networks import decoder_of, device_of
 
     if not jobs:
         return
@@ -138,10 +138,10 @@ def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterat
 
 
 def _row(run: Run, job: _Job, with_map: bool) -> Row:
-    from cascade.cps import Row
+    from cascade.backbones.sam.build import embedding_shape, input_side
+    from cascade.backbones.sam.image import input_frame
     from cascade.frames import grid_coverage
-    from cascade.sam.build import embedding_shape, input_side
-    from cascade.sam.image import input_frame
+    from cascade.refiners.cps import Row
 
     record, backbone = job.item.record, run.experiment.embed.backbone
     frame = input_frame((record.height, record.width), run.experiment.embed.image, input_side(backbone))
@@ -149,7 +149,7 @@ def _row(run: Run, job: _Job, with_map: bool) -> Row:
     if with_map:
         import torch
 
-        from cascade.clip.april_gan import anomaly_map
+        from cascade.localisers.april_gan import anomaly_map
 
         logits = run.artefact(localise.key(run)).read(job.item.id).arrays["logits"]
         whole = anomaly_map(torch.from_numpy(logits)[None], job.frame)[0].numpy()

@@ -15,7 +15,7 @@ from cascade.storage.datasets import ImageRecord, mask_in_frame, read_mask
 from cascade.storage.errors import DataError
 from cascade.storage.keys import StageKey
 from cascade.tasks import localise, prompt, refine
-from cascade.tasks.overlap import on_every_core
+from cascade.tasks.execution.threads import on_every_core
 from cascade.tasks.prompt import frame_size
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_id
 
@@ -130,11 +130,11 @@ def _scores(
     """Scores and segmented pixels [4, H, W] of the CLIP map and the three steps."""
     import torch
 
-    from cascade.clip.april_gan import anomaly_map
+    from cascade.backbones.sam.build import input_side
+    from cascade.backbones.sam.image import input_frame
     from cascade.frames import logits_in_frame
     from cascade.fusion import FusionOptions, fuse, smooth
-    from cascade.sam.build import input_side
-    from cascade.sam.image import input_frame
+    from cascade.localisers.april_gan import anomaly_map
 
     config, embedding = run.experiment.score, run.experiment.embed
     options = FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))

@@ -15,7 +15,7 @@ from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import ImageRecord
 from cascade.storage.keys import StageKey, digest_of
 from cascade.tasks import score
-from cascade.tasks.overlap import read_ahead
+from cascade.tasks.execution.threads import read_ahead
 from cascade.tasks.stage import Run, Stage, StageItem
 
 VERSION = 1

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.keys import StageKey
-from cascade.tasks.decoded import squares_for_clip
-from cascade.tasks.overlap import batches, encoded_at_once, pinned, read_ahead, written_behind
+from cascade.tasks.execution.photographs import squares_for_clip
+from cascade.tasks.execution.threads import batches, encoded_at_once, pinned, read_ahead, written_behind
 from cascade.tasks.stage import Run, Stage, StageItem, image_items, require_finite
 
 if TYPE_CHECKING:
     import torch
 
-    from cascade.clip.backbone import ImageTokens
+    from cascade.backbones.clip.backbone import ImageTokens
 
 VERSION = 3
 
@@ -46,7 +46,7 @@ def items(run: Run) -> list[StageItem]:
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """``tokens_<side>`` [L, 1 + grid², width] float16 for each side, and ``pooled`` [D] float32 of the first."""
-    from cascade.tasks.models import check_vision, clip_config, clip_of
+    from cascade.tasks.execution.networks import check_vision, clip_config, clip_of
 
     config = run.experiment.localise
     clip = clip_config(config.backbone)
@@ -81,8 +81,8 @@ def looked_at(run: Run, items: Sequence[StageItem]) -> Looked:
     """Encode the images now; float32 tokens on the run's device."""
     import torch
 
-    from cascade.clip.backbone import image_tensor, image_tokens
-    from cascade.tasks.models import clip_of, device_of
+    from cascade.backbones.clip.backbone import image_tensor, image_tokens
+    from cascade.tasks.execution.networks import clip_of, device_of
 
     config, device = run.experiment.localise, device_of(run)
     clips = [clip_of(run, side) for side in config.sides]
@@ -102,8 +102,8 @@ def kept(run: Run, items: Sequence[StageItem]) -> Looked:
     """The tokens in the store, as float32 on the run's device."""
     import torch
 
-    from cascade.clip.backbone import ImageTokens
-    from cascade.tasks.models import device_of
+    from cascade.backbones.clip.backbone import ImageTokens
+    from cascade.tasks.execution.networks import device_of
 
     config, device, artefact = run.experiment.localise, device_of(run), run.artefact(key(run))
     read = read_ahead(items, lambda item: artefact.read(item.record.image_id).arrays)

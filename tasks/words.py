@@ -37,7 +37,7 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
     """[D, 2] float32 unit columns, normal and abnormal, for each class, on the run's device."""
     import torch
 
-    from cascade.tasks.models import device_of
+    from cascade.tasks.execution.networks import device_of
 
     artefact = run.artefact(key(run))
     artefact.done()
@@ -57,9 +57,9 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
 def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
     import torch
 
-    from cascade.clip.backbone import mean_text_feature
+    from cascade.backbones.clip.backbone import mean_text_feature
     from cascade.tasks.ensembles import load_ensemble
-    from cascade.tasks.models import clip_config, clip_of
+    from cascade.tasks.execution.networks import clip_config, clip_of
 
     clip, ensemble = clip_of(run), load_ensemble(run.experiment.localise.prompts)
     shape = (clip_config(run.experiment.localise.backbone)["embed_dim"], 2)

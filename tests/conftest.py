@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from cascade.tasks import overlap
+from cascade.tasks.execution import threads
 
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Sets the threads of torch and of the pool of ``on_every_core``, whatever the number of cores."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(overlap, "_pool", [])
+    monkeypatch.setattr(threads, "_pool", [])
 
     def limit(count: int) -> None:
-        while overlap._pool:
-            overlap._pool.pop()[0].shutdown()
+        while threads._pool:
+            threads._pool.pop()[0].shutdown()
         torch.set_num_threads(count)
 
     yield limit

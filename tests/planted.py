@@ -15,9 +15,9 @@ from cascade.configs.loader import load_experiment
 from cascade.storage.artefacts import Artefact, Store
 from cascade.storage.keys import StageKey, digest_of
 from cascade.tasks.aggregate import METRICS
-from cascade.tasks.comparison import Scored
 from cascade.tasks.score import STEPS, histogram_specs, stored_histograms
-from cascade.tasks.uncertainty import ScoredImage
+from cascade.tasks.tables.comparison import Scored
+from cascade.tasks.tables.intervals import ScoredImage
 
 SIDE = 24
 GOOD, DEFECTIVE = 10, 12

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cascade.clip.backbone import build_clip, image_tokens
+from cascade.backbones.clip.backbone import build_clip, image_tokens
 from cascade.configs.loader import MODELS
 
 SIDE, IMAGES = 64, 3

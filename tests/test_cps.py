@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.backbones.sam.decoder import Decoded, decode
 from cascade.frames import InputFrame, logits_in_frame, mask_box
-from cascade.sam.decoder import Decoded, decode
+from cascade.refiners.cps import CascadeOptions, Row, run_cascade
 from tests.tiny import tiny_sam
 
 DEFAULT = CascadeOptions((True, True, True), "iou", "chosen", "mask", 0.0, "previous")

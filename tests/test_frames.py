@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from cascade.backbones.sam.image import input_frame
 from cascade.frames import (
     InputFrame,
     boxes_above_zero,
@@ -13,7 +14,6 @@ from cascade.frames import (
     scale_box,
     scale_points,
 )
-from cascade.sam.image import input_frame
 
 
 def test_points_follow_the_ratio_of_the_sizes():

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cascade.configs.schema import PromptConfig
 from cascade.frames import InputFrame
-from cascade.ppg import PromptOptions, dilation_kernel, generate_prompts
+from cascade.prompts.ppg import PromptOptions, dilation_kernel, generate_prompts
 from cascade.tasks.prompt import prompt_options
 
 SIDE, GRID = 96, 12

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from cascade.flows.ablate import Candidates
-    from cascade.flows.ablation import Ablation
-    from cascade.flows.ablation_plan import PlannedKey
-    from cascade.flows.engine import Engine
+    from cascade.flows.ablation.plan import PlannedKey
+    from cascade.flows.ablation.state import Ablation
+    from cascade.flows.ablation.variants import Candidates
+    from cascade.flows.engines.choice import Engine
 
 _SHOWN_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
 
@@ -60,9 +60,9 @@ def ablate(
     """Evaluate every variant of a grid; a stage that several variants share runs once."""
     from cascade.configs.grid import expand, load_grid
     from cascade.configs.settings import Settings
-    from cascade.flows.ablate import prepare_variants
-    from cascade.flows.ablation import new_ablation, read_ablation
-    from cascade.flows.outputs import default_folder, link_latest, require_unused
+    from cascade.flows.ablation.state import new_ablation, read_ablation
+    from cascade.flows.ablation.variants import prepare_variants
+    from cascade.flows.run.outputs import default_folder, link_latest, require_unused
     from cascade.storage.errors import ConfigError
 
     machine, console = Settings(), make_console()
@@ -102,13 +102,13 @@ def carry_out(
     ablation: Ablation, candidates: Candidates, folder: Path, engine: Engine, console: Console
 ) -> tuple[Ablation, pd.DataFrame | None]:
     """Run what is not in the store, and write the folder."""
-    from cascade.flows.ablate import run_ablation
-    from cascade.flows.ablation import VariantState, write_ablation
-    from cascade.flows.ablation_outputs import finished_table, write_failures, write_plots, write_tables
-    from cascade.flows.evaluate import Executor
-    from cascade.flows.prepare import Prepared
-    from cascade.flows.progress import RichReporter
-    from cascade.flows.reading import remember_checked
+    from cascade.flows.ablation.outputs import finished_table, write_failures, write_plots, write_tables
+    from cascade.flows.ablation.state import VariantState, write_ablation
+    from cascade.flows.ablation.variants import run_ablation
+    from cascade.flows.engines.evaluate import Executor
+    from cascade.flows.run.prepare import Prepared
+    from cascade.flows.run.progress import RichReporter
+    from cascade.flows.run.reading import remember_checked
 
     ready = [each for each in candidates.values() if isinstance(each, Prepared)]
     for line in dict.fromkeys(line for each in ready for line in each.warnings):
@@ -149,9 +149,9 @@ def show_plan(ablation: Ablation, candidates: Candidates, runs: Path, console: C
 
     from rich.tree import Tree
 
-    from cascade.flows.ablation_plan import plan_keys
-    from cascade.flows.prepare import Prepared
-    from cascade.flows.timings import past_rates
+    from cascade.flows.ablation.plan import plan_keys
+    from cascade.flows.ablation.timings import past_rates
+    from cascade.flows.run.prepare import Prepared
 
     ready = {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
     planned = plan_keys(ready, past_rates(runs))
@@ -172,7 +172,7 @@ def show_ablation(ablation: Ablation, table: pd.DataFrame, console: Console) -> 
     """The means in per cent, the best of each step in bold, published numbers in brackets; then what failed."""
     from rich.table import Table
 
-    from cascade.flows.ablation_outputs import published_table
+    from cascade.flows.ablation.outputs import published_table
     from cascade.tasks.aggregate import MEAN
     from cascade.tasks.score import STEPS
 

@@ -12,7 +12,7 @@ from cascade.flows.cli.console import make_console, plain, spinner
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cascade.flows.comparison import Comparison
+    from cascade.flows.watch.comparison import Comparison
 
 app = typer.Typer(help="The accepted run of each experiment and dataset.", no_args_is_help=True)
 ACCEPTED = "baseline"
@@ -39,10 +39,10 @@ def compare(
 ) -> None:
     """Compare two runs on the images they share; exit code 1 if a metric fell by more than its limit, or vanished."""
     from cascade.configs.settings import Settings
-    from cascade.flows.baselines import baseline_of
-    from cascade.flows.compare import compare_runs
-    from cascade.flows.comparison import write_comparison
-    from cascade.flows.limits import parse_limits
+    from cascade.flows.watch.baselines import baseline_of
+    from cascade.flows.watch.compare import compare_runs
+    from cascade.flows.watch.comparison import write_comparison
+    from cascade.flows.watch.limits import parse_limits
     from cascade.tasks.score import STEPS
 
     limits = parse_limits(max_drop or [])
@@ -65,7 +65,7 @@ def baseline_set(
 ) -> None:
     """Accept a run: `cascade compare RUN baseline` holds later runs of its experiment and dataset against it."""
     from cascade.configs.settings import Settings
-    from cascade.flows.baselines import accept
+    from cascade.flows.watch.baselines import accept
 
     accepted = accept(Settings().runs, run_folder)
     make_console().print(
@@ -79,7 +79,7 @@ def baseline_show() -> None:
     from rich.table import Table
 
     from cascade.configs.settings import Settings
-    from cascade.flows.baselines import baselines
+    from cascade.flows.watch.baselines import baselines
 
     table = Table("experiment", "dataset", "accepted", "folder", box=None)
     for each in baselines(Settings().runs):

@@ -26,7 +26,7 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     from rich.table import Column, Table
 
     from cascade.tasks.aggregate import METRICS
-    from cascade.tasks.uncertainty import explained
+    from cascade.tasks.tables.intervals import explained
 
     step = Column("step", no_wrap=True)
     category = Column("category", no_wrap=True)

@@ -44,7 +44,7 @@ def check(
     ),
 ) -> None:
     """Look for everything that would make a run wrong, before any model is loaded; exit code 2 if there is."""
-    from cascade.flows.reading import inspect_all
+    from cascade.flows.run.reading import inspect_all
 
     loaded = load_with_options(experiment, dataset, [f"dataset.layout={layout}", *(settings or [])])
     with spinner("reading images and masks"):
@@ -68,7 +68,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the scored maps and the masks they were scored against, one file each."""
-    from cascade.flows.export import export_run
+    from cascade.flows.run.export import export_run
     from cascade.storage.paths import require_new
     from cascade.tasks.score import STEPS
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cascade.configs.schema import Experiment
-    from cascade.flows.engine import Engine
+    from cascade.flows.engines.choice import Engine
 
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Folder of images, dataset root or table.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key, e.g. prompt.positives=5.")]
@@ -71,7 +71,7 @@ def ready_engine(
     Raises:
         ConfigError: it cannot run these experiments, or the configured server does not answer.
     """
-    from cascade.flows.engine import choose_engine
+    from cascade.flows.engines.choice import choose_engine
 
     engine = choose_engine(asked, [each.runtime for each in experiments])
     if engine.name == "prefect":

@@ -39,11 +39,11 @@ def reproduce(
     Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run.
     """
     from cascade.configs.settings import Settings
-    from cascade.flows.outputs import default_folder, link_latest, require_unused
-    from cascade.flows.reproduce import plan_reproduction, runs_of
+    from cascade.flows.ablation.reproduce import plan_reproduction, runs_of
+    from cascade.flows.run.outputs import default_folder, link_latest, require_unused
     from cascade.storage.atomic import replacing
-    from cascade.tasks.reproduction import MARGIN, reproduction_table
-    from cascade.tasks.uncertainty import explained
+    from cascade.tasks.tables.intervals import explained
+    from cascade.tasks.tables.reproduction import MARGIN, reproduction_table
 
     machine, console = Settings(), make_console()
     planned = plan_reproduction(

@@ -66,7 +66,7 @@ def demo(
 ) -> None:
     """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
     from cascade.flows.generate import generate_dataset
-    from cascade.flows.outputs import default_folder
+    from cascade.flows.run.outputs import default_folder
     from cascade.storage.paths import require_writable
 
     require_writable(out)
@@ -88,15 +88,15 @@ def run_and_show(
 ) -> None:
     """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
     from cascade.configs.settings import Settings
-    from cascade.flows.evaluate import plan
-    from cascade.flows.history import remember_run
-    from cascade.flows.outputs import default_folder, require_unused, write_run
-    from cascade.flows.prepare import prepare, require_metrics
-    from cascade.flows.progress import RichReporter
-    from cascade.flows.reading import remember_checked
+    from cascade.flows.engines.evaluate import plan
+    from cascade.flows.run.outputs import default_folder, require_unused, write_run
+    from cascade.flows.run.prepare import prepare, require_metrics
+    from cascade.flows.run.progress import RichReporter
+    from cascade.flows.run.reading import remember_checked
+    from cascade.flows.watch.history import remember_run
     from cascade.storage.datasets import SHOWN
     from cascade.storage.errors import PipelineError
-    from cascade.tasks.tables import vanished_images
+    from cascade.tasks.tables.results import vanished_images
 
     machine, console = Settings(), make_console()
     folder = out or default_folder(machine.runs, experiment.name)
@@ -115,7 +115,7 @@ def run_and_show(
         results = engine.evaluate(prepared.run, reporter)
     bounds = None
     if intervals:
-        from cascade.tasks.uncertainty import result_intervals
+        from cascade.tasks.tables.intervals import result_intervals
 
         with spinner("drawing images"):
             bounds = result_intervals(prepared.run)

@@ -28,7 +28,7 @@ def train_april_gan(
 ) -> None:
     """Train APRIL-GAN's linear layers on the test split of an auxiliary dataset."""
     from cascade.configs.settings import Settings
-    from cascade.flows.progress import RichReporter
+    from cascade.flows.run.progress import RichReporter
     from cascade.flows.train import train_april_gan as train
     from cascade.flows.train import train_config
 
@@ -62,7 +62,7 @@ def train_mini_clip(
 ) -> None:
     """Train the small CLIP on generated photographs and captions; the same command resumes after a stop."""
     from cascade.storage.paths import require_writable
-    from cascade.tasks.pretraining.mini_clip import pretrain_clip
+    from cascade.tasks.training.mini_clip import pretrain_clip
 
     require_writable(out)
     _print_facts(pretrain_clip(out, minutes=minutes, seed=seed, device=device, progress=_print_facts))
@@ -83,7 +83,7 @@ def train_mini_sam(
     from cascade.configs.settings import Settings
     from cascade.storage.paths import require_writable
     from cascade.storage.weights import locate
-    from cascade.tasks.pretraining.mini_sam import pretrain_sam
+    from cascade.tasks.training.mini_sam import pretrain_sam
 
     require_writable(out)
     found = None if start is None else locate(start, folder=Settings().weights)

@@ -19,19 +19,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cascade.clip.april_gan import LinearAdapter
+from cascade.backbones.sam.build import build_sam
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
 from cascade.flows.cli import main
-from cascade.flows.evaluate import StagePlan, StageResult, evaluate
+from cascade.flows.engines.evaluate import StagePlan, StageResult, evaluate
+from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
-from cascade.flows.local_engine import execute_locally
-from cascade.flows.prepare import Prepared, prepare
-from cascade.sam.build import build_sam
+from cascade.flows.run.prepare import Prepared, prepare
+from cascade.localisers.april_gan import LinearAdapter
 from cascade.storage.artefacts import Artefact
 from cascade.storage.errors import CorruptItem
 from cascade.synthesis.scene import generate_scene
-from cascade.tasks.models import clip_config
+from cascade.tasks.execution.networks import clip_config
 
 SIZE = 96
 # Random networks see defects nowhere; a quantile marks some pixels in every image all the same.
@@ -236,7 +236,7 @@ def own_data(tmp_path: Path, bench: Bench) -> Bench:
 def started_ahead(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Each time a server was to be started before it is needed; none is."""
     asked: list[bool] = []
-    monkeypatch.setattr("cascade.flows.prefect_server.start_ahead", lambda: asked.append(True))
+    monkeypatch.setattr("cascade.flows.engines.prefect_server.start_ahead", lambda: asked.append(True))
     return asked
 
 
@@ -247,7 +247,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
         patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))
-        import_module("cascade.flows.prefect_engine")  # sets Prefect's other defaults before Prefect is imported
+        import_module("cascade.flows.engines.prefect_flow")  # sets Prefect's other defaults before Prefect is imported
         from prefect.testing.utilities import prefect_test_harness
 
         with prefect_test_harness(server_startup_timeout=120):
@@ -262,7 +262,7 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail(f"loaded a network: {arguments}")
 
     for name in ("_sam", "_clip", "_adapter"):
-        monkeypatch.setattr(f"cascade.tasks.models.{name}", load)
+        monkeypatch.setattr(f"cascade.tasks.execution.networks.{name}", load)
 
 
 @pytest.fixture

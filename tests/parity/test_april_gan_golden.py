@@ -8,7 +8,10 @@ import pytest
 import torch
 import yaml
 
-from cascade.clip.april_gan import (
+from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
+from cascade.backbones.clip.ensemble import PromptEnsemble
+from cascade.configs.loader import PROMPTS
+from cascade.localisers.april_gan import (
     anomaly_map,
     build_adapter,
     grid_logits,
@@ -16,9 +19,6 @@ from cascade.clip.april_gan import (
     layer_maps,
     logit_margin,
 )
-from cascade.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
-from cascade.clip.ensemble import PromptEnsemble
-from cascade.configs.loader import PROMPTS
 from cascade.losses import dice_loss, focal_loss, segmentation_loss
 from tests.parity.rules import clip_weight, golden_files
 

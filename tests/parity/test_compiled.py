@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 
-from cascade.clip.backbone import build_clip, compile_blocks, image_tokens
+from cascade.backbones.clip.backbone import build_clip, compile_blocks, image_tokens
+from cascade.backbones.sam.absorbed import AbsorbedDecoder
+from cascade.backbones.sam.image import embed
 from cascade.configs.loader import MODELS
-from cascade.sam.absorbed import AbsorbedDecoder
-from cascade.sam.image import embed
 from tests.tiny import tiny_sam
 
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")

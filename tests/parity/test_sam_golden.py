@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.backbones.sam.absorbed import AbsorbedDecoder
+from cascade.backbones.sam.decoder import decode
+from cascade.backbones.sam.image import embed, input_frame, normalise, to_input
 from cascade.frames import InputFrame, logits_in_frame, scale_box, scale_points
-from cascade.sam.absorbed import AbsorbedDecoder
-from cascade.sam.decoder import decode
-from cascade.sam.image import embed, input_frame, normalise, to_input
+from cascade.refiners.cps import CascadeOptions, Row, run_cascade
 from tests.parity.rules import formula_embedding, golden_files, golden_sam, sam_image
 
 FILES = golden_files("sam")

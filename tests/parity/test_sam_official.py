@@ -9,14 +9,14 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT
 
-from cascade.cps import CascadeOptions, Row, run_cascade
+from cascade.backbones.sam import absorbed
+from cascade.backbones.sam.absorbed import AbsorbedDecoder
+from cascade.backbones.sam.build import build_sam
+from cascade.backbones.sam.decoder import decode
+from cascade.backbones.sam.encoder import encode
+from cascade.backbones.sam.image import embed, input_frame, normalise, to_input
 from cascade.frames import logits_in_frame, mask_box, scale_points
-from cascade.sam import absorbed
-from cascade.sam.absorbed import AbsorbedDecoder
-from cascade.sam.build import build_sam
-from cascade.sam.decoder import decode
-from cascade.sam.encoder import encode
-from cascade.sam.image import embed, input_frame, normalise, to_input
+from cascade.refiners.cps import CascadeOptions, Row, run_cascade
 from tests.parity.rules import sam_image
 
 SIZES = {"square": (120, 120), "landscape": (90, 160), "portrait": (150, 60)}
@@ -71,7 +71,7 @@ def test_encoder_path(predictor, shape, fused):
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_attention_has_relative_positions_windows_and_padding(monkeypatch, bias):
     """An encoder as published: relative positions of both axes, and windows that do not divide the grid."""
-    monkeypatch.setattr("cascade.sam.encoder._without_bias", lambda tokens: not bias)
+    monkeypatch.setattr("cascade.backbones.sam.encoder._without_bias", lambda tokens: not bias)
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
         img_size=160, embed_dim=32, depth=3, num_heads=4, out_chans=16, use_rel_pos=True, window_size=4,
@@ -91,7 +91,7 @@ def test_fused_attention_has_relative_positions_windows_and_padding(monkeypatch,
 
 def test_no_fused_kernel_refuses_the_channels_of_positions(monkeypatch):
     """On a GPU bfloat16 needs a multiple of eight; a window of 14 adds 28 to the 64 of a head."""
-    monkeypatch.setattr("cascade.sam.encoder._without_bias", lambda tokens: True)
+    monkeypatch.setattr("cascade.backbones.sam.encoder._without_bias", lambda tokens: True)
     channels = []
 
     def attend(query, key, value, **options):
@@ -99,7 +99,7 @@ def test_no_fused_kernel_refuses_the_channels_of_positions(monkeypatch):
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
 
     monkeypatch.setattr(
-        "cascade.sam.encoder.functional",
+        "cascade.backbones.sam.encoder.functional",
         SimpleNamespace(**vars(torch.nn.functional) | {"scaled_dot_product_attention": attend}),
     )
     encoder = ImageEncoderViT(

@@ -1,0 +1,1 @@
+"""Networks and their inputs, known to no method in particular."""

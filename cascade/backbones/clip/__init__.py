@@ -1,0 +1,1 @@
+"""CLIP: tokens of images, features of sentences."""

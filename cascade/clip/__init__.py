@@ -1,1 +1,0 @@
-"""CLIP and the methods that turn it into an anomaly map."""

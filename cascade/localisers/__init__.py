@@ -1,0 +1,1 @@
+"""Where is something wrong? One module for each method."""

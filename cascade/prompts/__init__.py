@@ -1,0 +1,1 @@
+"""From a map of what is wrong to prompts for SAM."""

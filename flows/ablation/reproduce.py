@@ -1,0 +1,151 @@
+"""What a published table needs, and what of it is on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascade.configs.grid import Variant, expand, load_grid
+from cascade.configs.published import KnownDataset, PublishedTable, find_dataset, known_datasets, load_published
+from cascade.configs.settings import Settings
+from cascade.flows.ablation.state import Ablation, new_ablation
+from cascade.flows.ablation.variants import Candidates, prepare_variants
+from cascade.flows.run.prepare import Prepared, missing_weights
+from cascade.storage.errors import ConfigError, LeakError, PipelineError, nearest
+from cascade.tasks.stage import Run
+
+TABLES = ("table1", "table2", "table3")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a table: the variants that compute our side of it."""
+
+    ablation: Ablation
+    candidates: Candidates
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A published table, what of it can be run, and what is missing for the rest.
+
+    Attributes:
+        published: the table.
+        parts: by dataset, as the table calls it.
+        missing: a line for each thing that is not there, with the command that gets it.
+        notes: lines on what can be run and is still not what the paper ran.
+    """
+
+    published: PublishedTable
+    parts: Mapping[str, Part]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan_reproduction(
+    table: str,
+    experiment: str,
+    overrides: Sequence[str],
+    root: Path,
+    adapters: Sequence[str],
+    store: Path,
+    settings: Settings,
+) -> Reproduction:
+    """Look for datasets and checkpoints; nothing is written.
+
+    Args:
+        table: one of :data:`TABLES`.
+        experiment: preset or file.
+        overrides: ``key=value``.
+        root: folder in which the datasets lie by their usual names.
+        adapters: ``dataset=path``, the linear layers to test on each dataset.
+        store: folder of the artefacts.
+        settings: of this machine.
+
+    Raises:
+        ConfigError: there is no such table, dataset or configuration key.
+    """
+    if table not in TABLES:
+        raise ConfigError(f"no table '{table}' to reproduce; {nearest(table, TABLES)}")
+    published, datasets = load_published(table), known_datasets()
+    grid = load_grid(published.grid or table)
+    chosen = _adapters(adapters, datasets)
+    parts: dict[str, Part] = {}
+    missing: list[str] = []
+    notes: list[str] = []
+    for name in dict.fromkeys(row.dataset for row in published.rows):
+        known = datasets[name]
+        folder = find_dataset(root, known)
+        own = [*overrides, *chosen.get(name, ())]
+        if folder is not None:
+            own.append(f"dataset.path={json.dumps(str(folder.resolve()))}")
+        variants = expand(grid, experiment, own)
+        lacking = [] if folder is not None else [_no_dataset(known, root)]
+        lacking += _lacking_weights(name, known, datasets, experiment, variants, settings)
+        if not lacking:
+            ablation = new_ablation(grid, variants, store, allow_leak=False)
+            try:
+                parts[name] = Part(ablation, prepare_variants(ablation, settings))
+                notes += _incomplete(known, parts[name])
+            except LeakError as error:
+                fault = str(error).partition(";")[0]
+                lacking.append(f"{known.title}: {fault}; give another one with --adapter {name}=PATH")
+            except PipelineError as error:
+                lacking.append(f"{known.title}: {error}")
+        missing += lacking
+    return Reproduction(published, parts, tuple(dict.fromkeys(missing)), tuple(notes))
+
+
+def runs_of(part: Part, ended: Ablation) -> dict[str, Run]:
+    """The finished runs of a part by variant."""
+    done = [variant.name for variant in ended.variants if variant.state == "done"]
+    candidates = {name: part.candidates[name] for name in done}
+    return {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
+
+
+def _adapters(adapters: Sequence[str], datasets: Mapping[str, KnownDataset]) -> dict[str, list[str]]:
+    chosen: dict[str, list[str]] = {}
+    for text in adapters:
+        name, separator, path = text.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--adapter {text}: must have the form dataset=path, for example mvtec=visa.safetensors")
+        if name not in datasets:
+            raise ConfigError(f"--adapter {text}: no dataset '{name}'; {nearest(name, datasets)}")
+        chosen[name] = [f"localise.adapter={json.dumps(path)}"]
+    return chosen
+
+
+def _no_dataset(known: KnownDataset, root: Path) -> str:
+    return f"{known.title}: no folder {' or '.join(known.folders)} in {root}; {known.get}"
+
+
+def _lacking_weights(
+    name: str,
+    known: KnownDataset,
+    datasets: Mapping[str, KnownDataset],
+    experiment: str,
+    variants: Sequence[Variant],
+    settings: Settings,
+) -> list[str]:
+    """The faults of the checkpoints, each once; a missing adapter with the paper's way to train it."""
+    lines: dict[str, None] = {}
+    for variant in variants:
+        for role, fault in missing_weights(variant.experiment, settings).items():
+            if role == "adapter" and variant.experiment.localise.adapter is None:
+                auxiliary = datasets[known.auxiliary]
+                recipe = " ".join(f"--train {each}" for each in known.recipe)
+                fault = (
+                    f"{known.title}: no linear layers trained on {auxiliary.title}; run: cascade train april_gan "
+                    f"--experiment {experiment} --dataset DIR/{auxiliary.folders[0]} {recipe} "
+                    f"--out {known.auxiliary}.safetensors, then give --adapter {name}={known.auxiliary}.safetensors"
+                )
+            lines[fault] = None
+    return list(lines)
+
+
+def _incomplete(known: KnownDataset, part: Part) -> list[str]:
+    ready = next(each for each in part.candidates.values() if isinstance(each, Prepared))
+    images = len(ready.run.manifest)
+    return [] if images == known.images else [f"{known.title}: {images} images, not the {known.images} of its test set"]

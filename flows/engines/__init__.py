@@ -1,0 +1,1 @@
+"""What carries a run out: the DAG, and the two engines."""

@@ -1,0 +1,1 @@
+"""One evaluation of an experiment, from its images to its folder."""

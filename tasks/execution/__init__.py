@@ -1,0 +1,1 @@
+"""How stages are carried out: shards, devices, threads, loaded networks."""

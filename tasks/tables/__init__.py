@@ -1,0 +1,1 @@
+"""Tables of finished runs: results, intervals, comparisons, ablations, reproductions."""

@@ -1,0 +1,166 @@
+"""The tables of a finished run, from the records in the store: results, images and points."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cascade.configs.schema import Frame
+from cascade.storage.datasets import MEAN, ImageRecord
+from cascade.tasks import prompt, refine, score
+from cascade.tasks.aggregate import CHECKS, COUNTS, METRICS, table_rows
+from cascade.tasks.stage import Run, worded_id
+
+REFINER = "cps"
+RESULT_COLUMNS = (
+    "dataset",
+    "category",
+    "localiser",
+    "refiner",
+    "step",
+    "frame",
+    *COUNTS,
+    *METRICS,
+    *CHECKS,
+)
+_POINT_COLUMNS = ("dataset", "category", "path", "image_id", "set", "x", "y", "label", "value")
+
+
+def vanished_images(run: Run) -> list[ImageRecord]:
+    """The defective images of a finished run whose defects leave no pixel in the evaluation frame."""
+    scores = run.artefact(score.key(run))
+    return [record for record in run.manifest if _vanished(record, scores.record(score.item_id(run, record)))]
+
+
+def results_table(
+    run: Run, *, leak: bool = False, intervals: pd.DataFrame | None = None, skipped: Counter[str] | None = None
+) -> pd.DataFrame:
+    """One row for each category and step, and one mean for each step; undefined metrics are missing.
+
+    With the ``intervals`` of ``cascade.tasks.tables.intervals`` each metric gets columns ``<metric>_low``,
+    ``<metric>_high`` and ``<metric>_note``. Some are added only where there is something to say: ``leak`` if the
+    adapter was trained on what it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame, and
+    ``n_skipped`` if images were left out, which ``skipped`` counts by category.
+    """
+    constant = {
+        "dataset": run.manifest.name,
+        "localiser": run.experiment.localise.method,
+        "refiner": REFINER,
+        "frame": _frame(run.experiment.score.frame),
+    }
+    table = pd.DataFrame([constant | row for row in table_rows(run)], columns=list(RESULT_COLUMNS))
+    table = table.astype(dict.fromkeys((*METRICS, *CHECKS), "float64"))
+    if intervals is not None:
+        parts = ("low", "high", "note")
+        for part in parts:
+            wide = intervals.pivot(index=["category", "step"], columns="metric", values=part)
+            table = table.join(wide.add_suffix(f"_{part}"), on=["category", "step"])
+        table = table[[*RESULT_COLUMNS, *(f"{metric}_{part}" for metric in METRICS for part in parts)]]
+    lost = Counter(record.category for record in vanished_images(run))
+    for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter())):
+        if counts:
+            table[name] = [counts.total() if own == MEAN else counts[own] for own in table["category"]]
+    return _marked(table, leak)
+
+
+def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
+    """One row for each image and step.
+
+    ``mask_area`` is the segmented share of the evaluation frame: S_a for the CLIP row, the chosen mask for a step.
+    ``mask_iou`` compares it with the ground truth of a defective image, ``mask`` says which of three masks was chosen.
+    ``image_score`` is one of ``clip_score``, ``max_score`` and ``top_score``. ``vanished``
+    says that the defects leave no pixel in that frame. ``item`` names the image in the store.
+    """
+    prompts, refined, scores = (run.artefact(stage.key(run)) for stage in (prompt, refine, score))
+    rows: list[dict[str, Any]] = []
+    for record in run.manifest:
+        worded, item = worded_id(run, record), score.item_id(run, record)
+        points, cascade, scored = prompts.record(worded), refined.record(worded), scores.record(item)
+        common = {
+            "dataset": run.manifest.name,
+            "category": record.category,
+            "defect": record.defect,
+            "path": record.path,
+            "image_id": record.image_id,
+            "label": record.label,
+            "threshold": points["threshold"],
+            "extreme_area": sum(own["area"] for own in points["sets"]),
+            "n_positive": sum(sum(own["labels"]) for own in points["sets"]),
+            "n_negative": sum(len(own["labels"]) - sum(own["labels"]) for own in points["sets"]),
+            "no_prompt": cascade["no_prompt"],
+            "box_fallback": cascade.get("box_fallback", False),
+            "empty_ring": cascade.get("empty_ring", False),
+            "vanished": _vanished(record, scored),
+            "item": item,
+        }
+        for index, step in enumerate(score.STEPS):
+            rows.append(
+                common
+                | {
+                    "step": step,
+                    "image_score": scored["image_score"][index],
+                    "clip_score": scored["clip_score"],
+                    "max_score": scored["max_score"][index],
+                    "top_score": scored["top_score"][index],
+                    "mask_area": scored["mask_area"][index],
+                    "mask_iou": scored["mask_iou"][index] if scored["mask_iou"] else None,
+                    "predicted_iou": _predicted_iou(cascade, index),
+                    "mask": None if scored["chosen"][index] is None else scored["chosen"][index] + 1,
+                    "box": _box(cascade, index),
+                }
+            )
+    numbers = {"label": "Int64", "mask_iou": "float64", "predicted_iou": "float64", "mask": "Int64"}
+    table = pd.DataFrame(rows).astype(numbers)
+    return _marked(table, leak)
+
+
+def points_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
+    """One row for each point prompt: x and y in pixels of the original image, label 1 positive or 0 negative.
+
+    ``value`` is the map's score at a positive point and the cosine similarity at a negative one.
+    """
+    prompts = run.artefact(prompt.key(run))
+    rows: list[dict[str, Any]] = []
+    for record in run.manifest:
+        for number, own in enumerate(prompts.record(worded_id(run, record))["sets"]):
+            common = {
+                "dataset": run.manifest.name,
+                "category": record.category,
+                "path": record.path,
+                "image_id": record.image_id,
+                "set": number,
+            }
+            for (x, y), label, value in zip(own["points"], own["labels"], own["values"], strict=True):
+                rows.append(common | {"x": x, "y": y, "label": label, "value": value})
+    table = pd.DataFrame(rows, columns=list(_POINT_COLUMNS))
+    numbers = {"set": "int64", "x": "float64", "y": "float64", "label": "int64", "value": "float64"}
+    return _marked(table.astype(numbers), leak)
+
+
+def _frame(side: Frame) -> str:
+    """``518x518`` or ``native``: words alone, so that a CSV file is read as the parquet file is."""
+    return side if isinstance(side, str) else f"{side}x{side}"
+
+
+def _vanished(record: ImageRecord, scored: Mapping[str, Any]) -> bool:
+    return record.label == 1 and scored["truth"] and not scored["regions"]
+
+
+def _marked(table: pd.DataFrame, leak: bool) -> pd.DataFrame:
+    return table.assign(leak=True) if leak else table
+
+
+def _predicted_iou(cascade: Any, index: int) -> float | None:
+    if index == 0 or cascade["no_prompt"]:
+        return None
+    return float(cascade["predicted_iou"][index - 1][cascade["chosen"][index - 1]])
+
+
+def _box(cascade: Any, index: int) -> str | None:
+    """Boxes in the prompt frame as text, ``x0 y0 x1 y1`` separated by ``;``."""
+    if index == 0 or cascade["no_prompt"] or not cascade["boxes"][index - 1]:
+        return None
+    return ";".join(" ".join(f"{value:g}" for value in box) for box in cascade["boxes"][index - 1])
