@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 CHANNELS = (24, 40, 112, 320)
@@ -57,7 +57,9 @@ def trunk_levels(trunk: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, 
 def _fold_norms(network: nn.Module) -> None:
     for (_, convolution), (name, norm) in pairwise(list(network.named_modules())):
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             convolution.weight *= scale[:, None, None, None]
             convolution.bias = nn.Parameter(norm.bias - norm.running_mean * scale, requires_grad=False)
             network.set_submodule(name, norm.act)
