@@ -62,7 +62,7 @@ def ablate(
     from cascade.configs.settings import Settings
     from cascade.flows.ablation.state import new_ablation, read_ablation
     from cascade.flows.ablation.variants import prepare_variants
-    from cascade.flows.run.outputs import default_folder, link_latest, require_unused
+    from cascade.flows.run.folder import default_folder, link_latest, require_unused
     from cascade.storage.errors import ConfigError
 
     machine, console = Settings(), make_console()

@@ -27,7 +27,7 @@ def history(
     from rich.table import Table
 
     from cascade.configs.settings import Settings
-    from cascade.flows.watch.history import METRIC_COLUMNS, plot_history, read_history, select
+    from cascade.flows.run.history import METRIC_COLUMNS, plot_history, read_history, select
     from cascade.storage.errors import ConfigError, nearest
 
     if metric not in METRIC_COLUMNS:

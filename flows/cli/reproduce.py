@@ -40,7 +40,7 @@ def reproduce(
     """
     from cascade.configs.settings import Settings
     from cascade.flows.ablation.reproduce import plan_reproduction, runs_of
-    from cascade.flows.run.outputs import default_folder, link_latest, require_unused
+    from cascade.flows.run.folder import default_folder, link_latest, require_unused
     from cascade.storage.atomic import replacing
     from cascade.tasks.tables.intervals import explained
     from cascade.tasks.tables.reproduction import MARGIN, reproduction_table

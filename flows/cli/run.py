@@ -66,7 +66,7 @@ def demo(
 ) -> None:
     """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
     from cascade.flows.generate import generate_dataset
-    from cascade.flows.run.outputs import default_folder
+    from cascade.flows.run.folder import default_folder
     from cascade.storage.paths import require_writable
 
     require_writable(out)
@@ -89,11 +89,12 @@ def run_and_show(
     """Prepare, evaluate, write the folder of the run and its row of the history, and print its table."""
     from cascade.configs.settings import Settings
     from cascade.flows.engines.evaluate import plan
-    from cascade.flows.run.outputs import default_folder, require_unused, write_run
+    from cascade.flows.run.folder import default_folder, require_unused
+    from cascade.flows.run.history import remember_run
     from cascade.flows.run.prepare import prepare, require_metrics
     from cascade.flows.run.progress import RichReporter
     from cascade.flows.run.reading import remember_checked
-    from cascade.flows.watch.history import remember_run
+    from cascade.flows.run.results import write_run
     from cascade.storage.datasets import SHOWN
     from cascade.storage.errors import PipelineError
     from cascade.tasks.tables.results import vanished_images

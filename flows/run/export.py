@@ -12,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade.flows.run.finished import read_finished, require_scores
+from cascade.flows.run.results import read_finished, require_scores
 from cascade.storage.artefacts import Artefact
 from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, nearest

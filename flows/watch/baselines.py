@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cascade.flows.run.finished import FinishedRun, read_finished, require_results
+from cascade.flows.run.results import FinishedRun, read_finished, require_results
 from cascade.storage.atomic import write_text
 from cascade.storage.errors import ConfigError, DataError
 

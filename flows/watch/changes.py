@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cascade.flows.run.finished import FinishedRun
+from cascade.flows.run.results import FinishedRun
 from cascade.storage.keys import differences, digest_of
 from cascade.tasks.tables.matching import Matching, truth_of
 

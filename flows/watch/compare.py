@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cascade.flows.run.finished import FinishedRun, read_finished, require_results
+from cascade.flows.run.results import FinishedRun, read_finished, require_results
 from cascade.flows.watch.changes import what_changed
 from cascade.flows.watch.comparison import Comparison
 from cascade.flows.watch.limits import complete_limits

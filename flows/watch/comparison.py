@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cascade.flows.run.finished import FinishedRun
+from cascade.flows.run.results import FinishedRun
 from cascade.flows.watch.changes import Change, describe
 from cascade.flows.watch.vanished import Vanished
 from cascade.storage.atomic import replacing, write_text

@@ -16,15 +16,15 @@ from filelock import FileLock, Timeout
 from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
 from cascade.flows.engines.evaluate import Reporter, StagePlan, StageResult, plan
-from cascade.flows.run.finished import FinishedRun, read_finished
-from cascade.flows.run.outputs import default_folder, write_run
+from cascade.flows.run.folder import default_folder
+from cascade.flows.run.history import remember_run
 from cascade.flows.run.prepare import prepare, require_metrics
 from cascade.flows.run.reading import remember_checked
+from cascade.flows.run.results import FinishedRun, read_finished, write_run
 from cascade.flows.watch.baselines import accepted_run
 from cascade.flows.watch.changes import describe, what_changed
 from cascade.flows.watch.compare import compare_runs, require_comparable, scored_images
 from cascade.flows.watch.comparison import Comparison, write_comparison
-from cascade.flows.watch.history import remember_run
 from cascade.flows.watch.limits import complete_limits
 from cascade.storage.errors import DataError, StageError
 from cascade.tasks import score

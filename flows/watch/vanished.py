@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cascade.flows.run.finished import FinishedRun
+from cascade.flows.run.results import FinishedRun
 from cascade.tasks.tables.evidence import ScoredImage
 from cascade.tasks.tables.matching import Matching
 

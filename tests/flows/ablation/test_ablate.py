@@ -22,8 +22,8 @@ from cascade.flows.ablation.state import Ablation, new_ablation, read_ablation
 from cascade.flows.ablation.timings import past_rates
 from cascade.flows.ablation.variants import Candidates, prepare_variants, run_ablation
 from cascade.flows.engines.local import execute_locally
-from cascade.flows.run.outputs import write_run
 from cascade.flows.run.prepare import Prepared
+from cascade.flows.run.results import write_run
 from cascade.storage.artefacts import Store
 from cascade.tasks import refine
 from cascade.tasks.aggregate import METRICS

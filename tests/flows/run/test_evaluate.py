@@ -26,8 +26,8 @@ from cascade.configs.settings import Settings
 from cascade.flows.engines.evaluate import STAGES, StagePlan, evaluate, plan
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.run.export import export_run
-from cascade.flows.run.outputs import write_run
 from cascade.flows.run.prepare import prepare
+from cascade.flows.run.results import write_run
 from cascade.storage.errors import ConfigError, DataError, LeakError, StageError, StoreError
 from cascade.tasks.aggregate import METRICS
 from cascade.tasks.execution import networks

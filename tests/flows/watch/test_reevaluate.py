@@ -15,8 +15,8 @@ from cascade.configs.settings import Settings
 from cascade.flows.engines.evaluate import evaluate
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
+from cascade.flows.run.history import read_history
 from cascade.flows.watch.baselines import accept
-from cascade.flows.watch.history import read_history
 from cascade.flows.watch.reevaluate import Reevaluation, reevaluate
 from cascade.storage.errors import StageError
 from tests.flows.conftest import Cli, Recorder, save_adapter, save_scene

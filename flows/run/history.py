@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from cascade.flows.run.finished import read_finished
+from cascade.flows.run.results import read_finished
 from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, DataError, nearest
 from cascade.storage.keys import digest_of
@@ -98,8 +98,7 @@ def plot_history(history: pd.DataFrame, metric: str, path: Path) -> None:
 
 def _row(run_folder: Path) -> dict[str, Any]:
     run = read_finished(run_folder)
-    described = run.description
-    results = pd.read_parquet(run_folder / "results.parquet")
+    described, results = run.description, run.results()
     means = results[results["category"] == MEAN].set_index("step")
     experiment = {name: value for name, value in described["experiment"].items() if name != "runtime"}
     return {

@@ -1,30 +1,91 @@
-"""The folder of a finished run, read again."""
+"""The folder of a finished run: written here, and read here."""
 
 from __future__ import annotations
 
 import json
+import platform
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cascade.configs.loader import load_experiment, preset_names
+from cascade.flows.engines.evaluate import STAGES, StageResult
+from cascade.flows.run.folder import link_latest
+from cascade.flows.run.prepare import Prepared
 from cascade.storage.artefacts import Artefact, Store
+from cascade.storage.atomic import replacing, write_text
 from cascade.storage.errors import DataError, StoreError
 from cascade.storage.keys import StageKey, leaves
-from cascade.tasks.aggregate import METRICS
+from cascade.tasks.aggregate import METRICS, table_rows
+from cascade.tasks.stage import Run
+from cascade.tasks.tables.intervals import LEVEL, RESAMPLES
+from cascade.tasks.tables.results import images_table, points_table, results_table, vanished_images
+from cascade.tasks.training.april_gan import adapter_training
 
+_PACKAGES = (
+    "clip-sam-cascade",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "segment-anything",
+    "zarr",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scipy",
+    "prefect",
+)
 _SECTIONS = frozenset(
     ("finished", "engine", "experiment", "dataset", "store", "keys", "weights", "stages", "versions", "machine")
 )
+"""Of ``run.json``."""
+
+
+def write_run(
+    out: Path,
+    prepared: Prepared,
+    results: Sequence[StageResult],
+    engine: str,
+    intervals: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Write ``results`` (with ``intervals`` if given), ``images``, ``points`` and, last, ``run.json``.
+
+    Returns the results.
+
+    Images that were left out are listed in ``skipped.csv``. Every file is written beside its name and moved there, so a
+    folder with ``run.json`` is complete.
+    """
+    run, leak = prepared.run, prepared.leak is not None
+    left_out = prepared.images.left_out
+    skipped = Counter(each.category for each in left_out)
+    table = results_table(run, leak=leak, intervals=intervals, skipped=skipped)
+    with replacing(out / "results.csv") as path:
+        table.to_csv(path, index=False)
+    if left_out:
+        with replacing(out / "skipped.csv") as path:
+            pd.DataFrame([asdict(each) for each in left_out]).to_csv(path, index=False)
+    tables = {"results": table, "images": images_table(run, leak=leak), "points": points_table(run, leak=leak)}
+    for name, each in tables.items():
+        with replacing(out / f"{name}.parquet") as path:
+            each.to_parquet(path, index=False)
+    description = _description(prepared, results, engine) | {"intervals": None}
+    if intervals is not None:
+        description["intervals"] = {"method": "BCa", "level": LEVEL, "resamples": RESAMPLES}
+    write_text(out / "run.json", json.dumps(description, indent=2) + "\n")
+    link_latest(out)
+    return table
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A folder that ``cascade.flows.run.outputs`` has written.
+    """A folder that :func:`write_run` has written.
 
     Attributes:
         folder: where the tables are.
@@ -110,3 +171,43 @@ def require_scores(run: FinishedRun) -> Artefact:
     if not run.scores.exists:
         raise StoreError(f"{run.scores.path}: the scores of this run are gone; run the experiment again")
     return run.scores
+
+
+def _prompts(run: Run) -> dict[str, dict[str, Any]]:
+    """By category and for all, images without prompt, and the share of good images that got one."""
+    names = ("n_images", "n_no_prompt", "n_no_prompt_anomalous", "good_prompted")
+    return {row["category"]: {name: row[name] for name in names} for row in table_rows(run)}
+
+
+def _description(prepared: Prepared, results: Sequence[StageResult], engine: str) -> dict[str, Any]:
+    run = prepared.run
+    keys = {stage.name: stage.key(run) for stage in STAGES}
+    training = adapter_training(run.weights["adapter"])
+    training.pop("image_ids", None)
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine,
+        "experiment": run.experiment.model_dump(mode="json"),
+        "dataset": {
+            "name": run.manifest.name,
+            "root": str(run.manifest.root),
+            "images": len(run.manifest),
+            "categories": list(run.manifest.categories),
+            "words": {record.category: run.words(record) for record in run.manifest},
+        },
+        "prompts": _prompts(run),
+        "store": str(run.store),
+        "keys": {name: {"digest": key.digest} | key.components for name, key in keys.items()},
+        "weights": {
+            role: {"path": str(located.path), "sha256": located.sha256} for role, located in run.weights.items()
+        },
+        "adapter": training,
+        "leak": prepared.leak,
+        "warnings": list(prepared.warnings),
+        "skipped": len(prepared.images.left_out),
+        "vanished": [record.path for record in vanished_images(run)],
+        "stages": [asdict(result) for result in results],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "machine": platform.machine(),
+        "node": platform.node(),
+    }

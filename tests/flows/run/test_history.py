@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cascade.flows.watch.history import read_history, remember_run
+from cascade.flows.run.history import read_history, remember_run
 from cascade.tasks.aggregate import METRICS
 from tests.flows.conftest import Bench, Cli
 from tests.planted import plant_run, planted_images
@@ -40,7 +40,7 @@ def runs(tmp_path: Path) -> Path:
 APPEND = """
 import os, sys, time
 from pathlib import Path
-from cascade.flows.watch.history import remember_run
+from cascade.flows.run.history import remember_run
 runs, folder, go = map(Path, sys.argv[1:])
 go.with_suffix(f".{os.getpid()}").touch()
 while not go.exists():

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from cascade.flows.generate import generate_dataset
-from cascade.flows.run.outputs import default_folder, link_latest
-from cascade.flows.watch.history import read_history
+from cascade.flows.run.folder import default_folder, link_latest
+from cascade.flows.run.history import read_history
 from cascade.storage.paths import require_writable
 from tests.flows.conftest import Bench, Cli, files_of, save_adapter
 
