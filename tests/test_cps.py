@@ -3,10 +3,10 @@
 from dataclasses import replace
 from functools import partial
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from skimage import measure
 
 from cascade.backbones.sam.decoder import Decoded, decode
 from cascade.frames import InputFrame, logits_in_frame, mask_box
@@ -90,17 +90,37 @@ def test_padding_grows_the_box_within_the_frame(decoder):
     np.testing.assert_allclose(grown.steps[2].boxes[0], expected)
 
 
+def _parts(mask):
+    """Boxes (x0, y0, x1, y1), last pixels included, and areas of the 8-connected parts, by scikit-image."""
+    found = measure.regionprops(measure.label(mask, connectivity=2))
+    limits = [each.bbox for each in found]
+    return [[x0, y0, x1 - 1, y1 - 1] for y0, x0, y1, x1 in limits], [each.area for each in found]
+
+
+def test_parts_that_touch_at_a_corner_are_one(decoder):
+    second = _blob((1, 1, 4, 4), (4, 4, 9, 9), (12, 1, 14, 12))
+    fake, _ = _with_second_mask(decoder, second)
+    row = Row(InputFrame(64, (64, 64)), (16, 16), RING)  # a pixel of the mask is one of the frame
+    (each,) = run_cascade(fake, *_inputs(1), [row], replace(DEFAULT, box="components"))
+    boxes, areas = _parts((second > 0).numpy())
+    assert len(boxes) == 2
+    np.testing.assert_array_equal(each.steps[2].boxes, boxes)
+    fake, _ = _with_second_mask(decoder, second)
+    (largest,) = run_cascade(fake, *_inputs(1), [row], replace(DEFAULT, box="largest"))
+    np.testing.assert_array_equal(largest.steps[2].boxes, [boxes[int(np.argmax(areas))]])
+
+
 def test_largest_part_and_one_box_for_each_part(decoder):
     second = _blob((1, 1, 4, 4), (8, 5, 14, 11))
     mask = (logits_in_frame(second[None, None], FRAME, SIZE)[0, 0] > 0).numpy()
-    _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    boxes = [mask_box(parts == part) for part in (1, 2)]
+    boxes, areas = _parts(mask)
+    assert areas[0] < areas[1]
     embeddings, points, labels = _inputs(2)
     rows = [Row(FRAME, SIZE, RING)] * 2
 
     fake, _ = _with_second_mask(decoder, second)
     largest = run_cascade(fake, embeddings, points, labels, rows, replace(DEFAULT, box="largest"))
-    np.testing.assert_array_equal(largest[1].steps[2].boxes, [boxes[1 if statistics[2, 4] > statistics[1, 4] else 0]])
+    np.testing.assert_array_equal(largest[1].steps[2].boxes, [boxes[1]])
 
     fake, calls = _with_second_mask(decoder, second)
     each = run_cascade(fake, embeddings, points, labels, rows, replace(DEFAULT, box="components"))
@@ -112,7 +132,7 @@ def test_largest_part_and_one_box_for_each_part(decoder):
             embeddings[:1],
             points[:1],
             labels[:1],
-            boxes=torch.from_numpy(box * np.array([48 / 60, 64 / 80] * 2)).float()[None],
+            boxes=torch.from_numpy(np.array(box) * np.array([48 / 60, 64 / 80] * 2)).float()[None],
             mask_input=fed,
         ).low_res_logits[0]
         for box in boxes

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from cascade.configs.schema import PromptConfig
 from cascade.frames import InputFrame
-from cascade.prompts.ppg import PromptOptions, dilation_kernel, generate_prompts
+from cascade.prompts.ppg import PromptOptions, generate_prompts
 from cascade.tasks.prompt import prompt_options
+from tests.test_dilation import kernel_of
 
 SIDE, GRID = 96, 12
 FRAME = InputFrame(192, (192, 192))
@@ -36,7 +37,7 @@ def scene():
 def _reference_negatives(anomaly, features, threshold, size, count, raw):
     """Equations 3, 5, 6 and 7 with the default choices: prototype of S_a, map upsampled, rank stride."""
     region = anomaly >= threshold
-    ring = ndimage.binary_dilation(region, dilation_kernel("ellipse", size).astype(bool)) & ~region
+    ring = ndimage.binary_dilation(region, kernel_of("ellipse", size)) & ~region
     unit = functional.normalize(features, dim=0)
     share = region.reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean(axis=(1, 3))
     averaged = features if raw else unit
@@ -171,6 +172,15 @@ def test_components_get_their_own_points(scene, options):
         assert set(parts[rows, columns]) == {number}
 
 
+def test_components_that_touch_at_a_corner_are_one(options):
+    anomaly = np.zeros((SIDE, SIDE), np.float32)
+    anomaly[10:20, 10:20] = anomaly[20:30, 20:30] = 0.9
+    anomaly[60:63, 60:63] = 0.9  # fewer than min_area pixels: no set of its own
+    chosen = replace(options, grouping="component")
+    (own,) = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, chosen).sets
+    assert own.area == 200
+
+
 @pytest.mark.parametrize("side", [420, 518, 640, 840])
 def test_a_cell_that_only_rounding_covers_is_not_covered(options, side):
     """A7: the best match of every ring pixel, over the cells that exact arithmetic says S_a touches."""
@@ -191,7 +201,7 @@ def test_a_cell_that_only_rounding_covers_is_not_covered(options, side):
     inside = unit[:, touched][:, :, touched].reshape(4, -1)
     best = torch.einsum("cn,chw->nhw", inside, unit).amax(dim=0)
     whole = functional.interpolate(best[None, None], (side, side), mode="bilinear", align_corners=False)[0, 0]
-    ring = ndimage.binary_dilation(anomaly > 0, dilation_kernel("ellipse", 25).astype(bool)) & (anomaly == 0)
+    ring = ndimage.binary_dilation(anomaly > 0, kernel_of("ellipse", 25)) & (anomaly == 0)
     assert own.values[own.labels == 0][0] == pytest.approx(float(whole[torch.from_numpy(ring)].min()), abs=1e-5)
 
 
@@ -212,7 +222,7 @@ def test_pixel_features_against_the_full_array(scene, options, similarity, weigh
     )
     prompts = generate_prompts(anomaly, margin, features, FRAME, chosen)
     region = torch.from_numpy(anomaly >= prompts.threshold)
-    ring = ndimage.binary_dilation(region, dilation_kernel("ellipse", 25).astype(bool)) & ~region.numpy()
+    ring = ndimage.binary_dilation(region, kernel_of("ellipse", 25)) & ~region.numpy()
     unit = functional.normalize(features, dim=0)[None]
     dense = functional.interpolate(unit, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
     dense = functional.normalize(dense, dim=0)

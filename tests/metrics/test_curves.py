@@ -4,12 +4,12 @@ import math
 from dataclasses import astuple
 from itertools import pairwise
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from cascade.metrics import (
@@ -43,8 +43,8 @@ def slow_aupro(scores: list[np.ndarray], masks: list[np.ndarray], limit: float) 
     """The definition read aloud: every threshold, every region, one trapezoid after the other."""
     regions = []
     for index, mask in enumerate(masks):
-        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-        regions += [(index, labels == label) for label in range(1, count)]
+        labels, count = ndimage.label(mask, np.ones((3, 3)))
+        regions += [(index, labels == label) for label in range(1, count + 1)]
     normal = np.concatenate([s[~m] for s, m in zip(scores, masks, strict=True)]).astype(np.float64)
     points = [(0.0, 0.0)]
     for threshold in sorted({float(v) for s in scores for v in s.ravel()}, reverse=True):
