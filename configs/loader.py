@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
@@ -131,6 +132,12 @@ def parse_override(option: str, override: str) -> tuple[list[str], Any]:
     if not separator or not all(names):
         raise ConfigError(f"{option} {shortened(override)}: must have the form key=value, for example batch_size=4")
     return names, _parsed(text, f"{option} {shortened(override)}")
+
+
+def as_override(key: str, value: object) -> str:
+    """``key=value`` that is read as ``value``, whatever characters are in it."""
+    # JSON is YAML too, but for what it escapes beyond 16 bits
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def validate(model: type[Model], data: Mapping[str, Any]) -> Model:

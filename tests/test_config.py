@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from cascade.configs import schema
-from cascade.configs.loader import load_experiment, preset_names, read_yaml
+from cascade.configs.loader import as_override, load_experiment, parse_override, preset_names, read_yaml
 from cascade.configs.schema import Experiment, Section
 from cascade.storage.errors import ConfigError
 from cascade.tasks.stage import config_of
@@ -266,6 +266,13 @@ def test_an_override_is_read_like_a_file() -> None:
     assert "nested too deeply" in refusal("mini", "dataset.words=" + "{a: " * 3000)
     assert "stands twice" in refusal("mini", "dataset.words={a: b, a: c}")
     assert "not valid YAML" in refusal("mini", "name=2026-13-45")
+
+
+@pytest.mark.parametrize(
+    "value", ["a 'b' \"c\": #d", "\U0001f529 €/\\n", "true", "1e3", "", ["cuda:0", "cpu"], None, 0.5]
+)
+def test_a_value_survives_its_override(value: object) -> None:
+    assert parse_override("--set", as_override("dataset.path", value)) == (["dataset", "path"], value)
 
 
 def test_an_unknown_experiment_names_the_nearest_preset() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cascade.configs.grid import Variant, expand, load_grid
+from cascade.configs.loader import as_override
 from cascade.configs.published import KnownDataset, PublishedTable, find_dataset, known_datasets, load_published
 from cascade.configs.settings import Settings
 from cascade.flows.ablation.state import Ablation, new_ablation
@@ -80,7 +80,7 @@ def plan_reproduction(
         folder = find_dataset(root, known)
         own = [*overrides, *chosen.get(name, ())]
         if folder is not None:
-            own.append(f"dataset.path={json.dumps(str(folder.resolve()))}")
+            own.append(as_override("dataset.path", str(folder.resolve())))
         variants = expand(grid, experiment, own)
         lacking = [] if folder is not None else [_no_dataset(known, root)]
         lacking += _lacking_weights(name, known, datasets, experiment, variants, settings)
@@ -113,7 +113,7 @@ def _adapters(adapters: Sequence[str], datasets: Mapping[str, KnownDataset]) -> 
             raise ConfigError(f"--adapter {text}: must have the form dataset=path, for example mvtec=visa.safetensors")
         if name not in datasets:
             raise ConfigError(f"--adapter {text}: no dataset '{name}'; {nearest(name, datasets)}")
-        chosen[name] = [f"localise.adapter={json.dumps(path)}"]
+        chosen[name] = [as_override("localise.adapter", path)]
     return chosen
 
 

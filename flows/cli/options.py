@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -56,10 +55,11 @@ def as_overrides(
     dataset: Path | None, overrides: list[str] | None, *, runner: str | None = None, devices: str | None = None
 ) -> list[str]:
     """The options as ``key=value``, those of ``--set`` last."""
-    # a JSON string is the same string in YAML
-    given = [f"dataset.path={json.dumps(str(dataset), ensure_ascii=False)}"] if dataset is not None else []
-    given += [f"runtime.runner={runner}"] if runner is not None else []
-    given += [f"runtime.devices={json.dumps(devices.split(','))}"] if devices is not None else []
+    from cascade.configs.loader import as_override
+
+    given = [as_override("dataset.path", str(dataset))] if dataset is not None else []
+    given += [as_override("runtime.runner", runner)] if runner is not None else []
+    given += [as_override("runtime.devices", devices.split(","))] if devices is not None else []
     return [*given, *(overrides or [])]
 
 

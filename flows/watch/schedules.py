@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Thread
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -31,8 +30,8 @@ from prefect.schedules import Cron
 from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
+from cascade.configs.loader import as_override, load_experiment
 from cascade.configs.settings import Settings
-from cascade.flows.cli.options import load_with_options
 from cascade.flows.engines.prefect_address import configured_server
 from cascade.flows.engines.prefect_server import require_answer
 from cascade.flows.run.progress import LogReporter
@@ -74,7 +73,8 @@ def reevaluate_flow(
         there was nothing to do; else ``Completed``.
     """
     machine = Settings()
-    loaded = load_with_options(experiment, None if dataset is None else Path(dataset), settings)
+    own = [] if dataset is None else [as_override("dataset.path", dataset)]
+    loaded = load_experiment(experiment, [*own, *(settings or [])])
     with LogReporter(get_run_logger()) as reporter:
         found = reevaluate(
             loaded,
