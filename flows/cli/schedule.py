@@ -33,10 +33,11 @@ def reevaluate(
     skip_bad: SkipBadOption = False,
 ) -> None:
     """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if the gate closes."""
+    from cascade.flows.watch.reevaluate import reevaluate as again
+
     from cascade.configs.settings import Settings
     from cascade.flows.run.progress import RichReporter
     from cascade.flows.watch.limits import parse_limits
-    from cascade.flows.watch.reevaluate import reevaluate as again
 
     limits = parse_limits(max_drop or [])
     machine, console = Settings(), make_console()
@@ -84,6 +85,7 @@ def serve(
     allow_vanished: AllowVanishedOption = False,
 ) -> None:
     """Re-evaluate on a schedule, in this process, until Ctrl-C; one run at a time, overlapping slots are skipped."""
+    from cascade.flows.engines.prefect_server import set_defaults
     from cascade.flows.watch.limits import parse_limits
 
     # refuses now what could not run at night
@@ -91,6 +93,7 @@ def serve(
     loaded = load_with_options(experiment, dataset, settings)
 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")  # here, Prefect's lines are what there is to see
+    set_defaults()
     from cascade.flows.watch.schedules import serve as serve_flow
 
     console = make_console()

@@ -10,6 +10,7 @@ from cascade.configs.schema import RuntimeConfig
 from cascade.flows.engines.evaluate import Executor, Reporter, StageResult, evaluate
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.engines.prefect_address import configured_server
+from cascade.flows.engines.prefect_server import set_defaults
 from cascade.storage.errors import ConfigError
 from cascade.tasks.stage import Run
 
@@ -47,6 +48,7 @@ class Engine:
         """Run all stages of a run."""
         if self.name == "local":
             return evaluate(run, execute_locally, reporter)
+        set_defaults()
         from cascade.flows.engines.prefect_flow import evaluate_on_prefect
 
         return evaluate_on_prefect(run, reporter)
@@ -62,6 +64,7 @@ class Engine:
         """What ``work`` returns, given what executes a stage; on Prefect all of it is one flow run of that name."""
         if self.name == "local":
             return work(execute_locally)
+        set_defaults()
         from cascade.flows.engines.prefect_flow import execute_on_prefect, run_as_flow
 
         return run_as_flow(name, run_name, parameters, runtime, lambda: work(execute_on_prefect))

@@ -1,4 +1,7 @@
-"""The engine on Prefect: the same stages in the same order, one task run for each stage and shard."""
+"""The engine on Prefect: the same stages in the same order, one task run for each stage and shard.
+
+This imports Prefect, so ``cascade.flows.engines.prefect_server.set_defaults`` is called before; ``choice`` does.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
-
-from cascade.flows.engines.prefect_server import prefect_server, server_is_ours  # first: it sets Prefect's defaults
-
-# isort: split
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -19,6 +18,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from cascade.configs.schema import RuntimeConfig
 from cascade.flows.engines.evaluate import Reporter, StageResult, evaluate
+from cascade.flows.engines.prefect_server import prefect_server, server_is_ours
 from cascade.flows.engines.runners import hidden_main, make_runner, workers_ended
 from cascade.storage.artefacts import Artefact
 from cascade.tasks.aggregate import MEAN, table_rows

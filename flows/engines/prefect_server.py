@@ -36,17 +36,15 @@ def _home() -> Path:
     return home
 
 
-# Read by Prefect when it is imported, which is why nothing of it is imported above. A user's own setting wins.
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "CRITICAL")
-try:
-    Path.home()
-except RuntimeError:  # without one Prefect cannot even be imported
-    os.environ["HOME"] = str(_home())
+_DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+}
+"""Prefect's settings for this process and those that it starts, where the user has none."""
 
 _FOR_ONE_RUN = {
     "PREFECT_UI_ENABLED": "0",
@@ -69,6 +67,16 @@ class _Server:
     address: str
 
 
+def set_defaults() -> None:
+    """Give Prefect our defaults. It reads them from the environment when it is imported, so this comes before that."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # without one Prefect cannot even be imported
+        os.environ["HOME"] = str(_home())
+
+
 def server_is_ours() -> bool:
     """Whether no server is configured, so that one is started for this process and ends with it."""
     from prefect.settings import PREFECT_API_URL
@@ -83,6 +91,7 @@ def start_ahead() -> None:
 
 def require_answer() -> None:
     """Raise ``ConfigError`` if the configured server does not answer."""
+    set_defaults()
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -105,6 +114,7 @@ def require_answer() -> None:
 @cache
 def _start() -> _Server:
     """A process that becomes a server."""
+    set_defaults()
     home, log = _home(), _home() / "server.log"
     profiles = profiles_file()
     own = {"PREFECT_HOME": str(home)} | ({"PREFECT_PROFILES_PATH": str(profiles)} if profiles else {})

@@ -1,4 +1,8 @@
-"""Re-evaluation as a scheduled Prefect flow: an artifact, an event, and a state that says whether the gate tripped."""
+"""Re-evaluation as a scheduled Prefect flow: an artifact, an event, and a state that says whether the gate tripped.
+
+This imports Prefect, so ``cascade.flows.engines.prefect_server.set_defaults`` is called before, unless Prefect itself
+asks for the flow.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,7 @@ from threading import Thread
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from cascade.flows.engines.prefect_flow import evaluate_on_prefect  # first: it sets Prefect's defaults
-
-# isort: split
+from cascade.flows.watch.reevaluate import Reevaluation, reevaluate
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
@@ -33,9 +35,9 @@ from prefect.types.entrypoint import EntrypointType
 from cascade.configs.loader import as_override, load_experiment
 from cascade.configs.settings import Settings
 from cascade.flows.engines.prefect_address import configured_server
+from cascade.flows.engines.prefect_flow import evaluate_on_prefect
 from cascade.flows.engines.prefect_server import require_answer
 from cascade.flows.run.progress import LogReporter
-from cascade.flows.watch.reevaluate import Reevaluation, reevaluate
 from cascade.storage.errors import ConfigError
 from cascade.storage.paths import expanded
 

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from cascade.configs.settings import Settings
 from cascade.flows.cli import main
 from cascade.flows.engines.evaluate import StagePlan, StageResult, evaluate
 from cascade.flows.engines.local import execute_locally
+from cascade.flows.engines.prefect_server import set_defaults
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run.prepare import Prepared, prepare
 from cascade.localisers.april_gan import LinearAdapter
@@ -247,7 +247,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
         patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))
-        import_module("cascade.flows.engines.prefect_flow")  # sets Prefect's other defaults before Prefect is imported
+        set_defaults()
         from prefect.testing.utilities import prefect_test_harness
 
         with prefect_test_harness(server_startup_timeout=120):

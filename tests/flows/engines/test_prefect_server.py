@@ -82,6 +82,18 @@ def test_the_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> Non
     pytest.fail("the server goes on")
 
 
+def test_importing_sets_nothing_of_prefects_nor_a_home() -> None:
+    """Libraries set variables of their own."""
+    program = (
+        "import os\n"
+        "def ours(): return {name: os.environ[name] for name in os.environ if name[:4] in ('PREF', 'DO_N', 'HOME')}\n"
+        "before = ours()\n"
+        "import cascade.flows.cli, cascade.flows.engines.prefect_flow, cascade.flows.watch.schedules\n"
+        "assert ours() == before, ours()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def later_database(path: Path) -> None:
     """A database that a version of Prefect made which this one does not know."""
     with closing(sqlite3.connect(path)) as database:
