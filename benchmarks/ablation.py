@@ -26,10 +26,11 @@ from cascade.configs.grid import expand, load_grid
 from cascade.configs.settings import Settings
 from cascade.flows.ablation.outputs import finished_table, write_tables
 from cascade.flows.ablation.state import new_ablation, write_ablation
-from cascade.flows.ablation.variants import prepare_variants, run_ablation
-from cascade.flows.engines.evaluate import STAGES, StagePlan, StageResult, evaluate, run_stage
+from cascade.flows.ablation.variants import prepare_variants, run_variants
+from cascade.flows.engines.evaluate import STAGES, StagePlan, evaluate, run_stage
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
+from cascade.flows.run import Observer
 from cascade.flows.run.prepare import Prepared, prepare
 from cascade.flows.run.reading import remember_checked
 from cascade.storage.errors import CorruptItem
@@ -43,17 +44,14 @@ VARIANTS = 9
 ENCODERS = ("embed", "tokens", "localise")
 
 
-class Counting:
-    """A reporter that counts the items of each stage."""
+class Counting(Observer):
+    """Counts the items of each stage."""
 
     def __init__(self) -> None:
         self.computed: Counter[str] = Counter()
 
     def started(self, plan: StagePlan) -> Callable[[], None]:
         return lambda: self.computed.update([plan.stage.name])
-
-    def finished(self, result: StageResult) -> None:
-        pass
 
     def damaged(self, error: CorruptItem) -> None:
         raise error
@@ -107,9 +105,7 @@ def _compare(folder: Path, images: int, rounds: int) -> tuple[list[Comparison], 
         clock = Clock()
         state = new_ablation(grid, variants, store, allow_leak=False)
         candidates = prepare_variants(state, Settings())
-        ended = run_ablation(
-            state, candidates, execute_locally, counting, lambda variant: None, lambda now: write_ablation(out, now)
-        )
+        ended = run_variants(state, candidates, execute_locally, counting, lambda now: write_ablation(out, now))
         table = finished_table(ended, candidates)
         assert table is not None
         assert len(table) == len(variants) * 2 * 4

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.flows.ablation.timings import Rates, rate_group
+from cascade.configs.settings import Settings
+from cascade.flows.ablation.state import Ablation
+from cascade.flows.ablation.timings import Rates, past_rates, rate_group
+from cascade.flows.ablation.variants import prepare_variants
 from cascade.flows.engines.evaluate import STAGES
+from cascade.flows.run.prepare import Prepared
+from cascade.storage.errors import PipelineError
 from cascade.tasks.stage import Run, Stage, StageItem
 
 
@@ -35,6 +40,27 @@ class PlannedKey:
     missing: int
     nbytes: int
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """What an ablation would do: its keys, and by variant why those that cannot run cannot."""
+
+    keys: tuple[PlannedKey, ...]
+    refused: Mapping[str, PipelineError]
+
+
+def plan_ablation(ablation: Ablation, settings: Settings | None = None) -> AblationPlan:
+    """What is cached and what would be computed; nothing is written.
+
+    Raises:
+        PipelineError: no variant can start; the error of the first.
+    """
+    machine = settings or Settings()
+    candidates = prepare_variants(ablation, machine)
+    ready = {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
+    refused = {name: each for name, each in candidates.items() if isinstance(each, PipelineError)}
+    return AblationPlan(tuple(plan_keys(ready, past_rates(machine.runs))), refused)
 
 
 def plan_keys(runs: Mapping[str, Run], rates: Rates) -> list[PlannedKey]:

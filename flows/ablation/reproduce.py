@@ -1,4 +1,4 @@
-"""What a published table needs, and what of it is on this machine."""
+"""A published table: what it needs, what of it is on this machine, and our side of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from cascade.configs.grid import Variant, expand, load_grid
 from cascade.configs.loader import as_override
 from cascade.configs.published import KnownDataset, PublishedTable, find_dataset, known_datasets, load_published
 from cascade.configs.settings import Settings
-from cascade.flows.ablation.state import Ablation, new_ablation
+from cascade.flows.ablation.ablate import EndedAblation, carry_out
+from cascade.flows.ablation.state import Ablation, VariantState, new_ablation
 from cascade.flows.ablation.variants import Candidates, prepare_variants
+from cascade.flows.engines.choice import Engine, EngineName, ready_engine
+from cascade.flows.run.folder import default_folder, link_latest, require_unused
+from cascade.flows.run.observer import Observer
 from cascade.flows.run.prepare import Prepared, missing_weights
-from cascade.storage.errors import ConfigError, LeakError, PipelineError, nearest
-from cascade.tasks.stage import Run
+from cascade.flows.run.progress import LogReporter
+from cascade.storage.atomic import replacing
+from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
+from cascade.tasks.tables.reproduction import reproduction_table
 
 TABLES = ("table1", "table2", "table3")
 
@@ -32,12 +40,14 @@ class Reproduction:
     """A published table, what of it can be run, and what is missing for the rest.
 
     Attributes:
-        published: the table.
+        name: of the table.
+        published: its numbers.
         parts: by dataset, as the table calls it.
         missing: a line for each thing that is not there, with the command that gets it.
         notes: lines on what can be run and is still not what the paper ran.
     """
 
+    name: str
     published: PublishedTable
     parts: Mapping[str, Part]
     missing: tuple[str, ...]
@@ -95,14 +105,71 @@ def plan_reproduction(
             except PipelineError as error:
                 lacking.append(f"{known.title}: {error}")
         missing += lacking
-    return Reproduction(published, parts, tuple(dict.fromkeys(missing)), tuple(notes))
+    return Reproduction(table, published, parts, tuple(dict.fromkeys(missing)), tuple(notes))
 
 
-def runs_of(part: Part, ended: Ablation) -> dict[str, Run]:
-    """The finished runs of a part by variant."""
-    done = [variant.name for variant in ended.variants if variant.state == "done"]
-    candidates = {name: part.candidates[name] for name in done}
-    return {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
+class NothingToReproduce(DataError):
+    """A table of which nothing can be run on this machine."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduced:
+    """A reproduction that was run.
+
+    Attributes:
+        folder: where the tables are; those of a dataset in a folder of its name.
+        table: see ``cascade.tasks.tables.reproduction.reproduction_table``.
+        parts: by dataset.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    parts: Mapping[str, EndedAblation]
+
+    @property
+    def failed(self) -> tuple[VariantState, ...]:
+        """The variants that did not come to an end, each with its error."""
+        return tuple(variant for part in self.parts.values() for variant in part.failed)
+
+
+def run_reproduction(
+    planned: Reproduction,
+    *,
+    out: Path | None = None,
+    engine: Engine | EngineName | None = None,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> Reproduced:
+    """Run what can be, and write ``reproduction.csv``: ours, the paper's and the difference.
+
+    Args:
+        planned: from :func:`plan_reproduction`.
+        out: folder of the tables, which may not hold any yet; a new one under ``settings.runs`` by default.
+        engine: see ``cascade.flows.run.run_experiment``.
+        settings: folders of this machine; from the environment by default.
+        observer: told how it comes along; the logger ``cascade`` by default.
+
+    Raises:
+        NothingToReproduce: all of it is missing.
+    """
+    folder = out or default_folder((settings or Settings()).runs, planned.name)
+    for place in (folder, *(folder / name for name in planned.parts)):
+        require_unused(place)
+    if not planned.parts:
+        raise NothingToReproduce(f"nothing of {planned.name} can be run: {'; '.join(planned.missing)}")
+    with observer or LogReporter() as told:
+        variants = [each for part in planned.parts.values() for each in part.ablation.variants]
+        chosen = ready_engine(engine, [each.experiment.runtime for each in variants], told.engine)
+        parts = {
+            name: carry_out(part.ablation, part.candidates, folder / name, chosen, told)
+            for name, part in planned.parts.items()
+        }
+        table = reproduction_table(planned.published, {name: part.runs for name, part in parts.items()})
+        with replacing(folder / "reproduction.csv") as path:
+            table.to_csv(path, index=False)
+        link_latest(folder)
+        told.ended(folder, (*planned.notes, *planned.missing))
+    return Reproduced(folder, table, parts)
 
 
 def _adapters(adapters: Sequence[str], datasets: Mapping[str, KnownDataset]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from cascade.configs.settings import Settings
 from cascade.flows.ablation.state import Ablation, VariantState
 from cascade.flows.engines.evaluate import STAGES, Executor, Reporter, StageResult, evaluate, plan
+from cascade.flows.run.observer import Observer
 from cascade.flows.run.prepare import Prepared, prepare, require_metrics
 from cascade.flows.run.reading import Images, read_images
 from cascade.storage.errors import PipelineError
@@ -51,13 +52,12 @@ def prepare_variants(ablation: Ablation, settings: Settings) -> Candidates:
     return candidates
 
 
-def run_ablation(
+def run_variants(
     ablation: Ablation,
     candidates: Candidates,
     execute: Executor,
-    reporter: Reporter,
-    on_variant: Callable[[VariantState], None],
-    on_change: Callable[[Ablation], None],
+    told: Observer,
+    on_change: Callable[[Ablation], None] = lambda state: None,
 ) -> Ablation:
     """Run every variant; one that fails is noted, and the rest goes on.
 
@@ -68,19 +68,18 @@ def run_ablation(
         ablation: with the state to start from; a variant that is done already finds all its results in the store.
         candidates: from :func:`prepare_variants`.
         execute: the engine.
-        reporter: told of every stage that runs.
-        on_variant: called before each variant.
+        told: told of every variant and every stage that runs.
         on_change: called with the new state after each variant.
     """
     finished: dict[_Node, StageResult] = {}
     broken: dict[_Node, str] = {}
     for variant in ablation.variants:
-        on_variant(variant)
+        told.variant(variant.name)
         candidate = candidates[variant.name]
         if isinstance(candidate, PipelineError):
             ended = _failed(variant, str(candidate))
         else:
-            ended = _run_variant(variant, candidate.run, execute, reporter, finished, broken)
+            ended = _run_variant(variant, candidate.run, execute, told, finished, broken)
         ablation = ablation.updated(ended)
         on_change(ablation)
     return ablation

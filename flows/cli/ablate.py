@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cascade.flows.cli.console import announce_store, counted, make_console, models_note, per_cent, plain
+from cascade.flows.cli.console import counted, make_console, models_note, per_cent, plain
 from cascade.flows.cli.options import (
     DatasetOption,
     DevicesOption,
@@ -17,17 +17,14 @@ from cascade.flows.cli.options import (
     SetOption,
     StoreOption,
     as_overrides,
-    ready_engine,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from cascade.flows.ablation.plan import PlannedKey
+    from cascade.flows.ablation.plan import AblationPlan, PlannedKey
     from cascade.flows.ablation.state import Ablation
-    from cascade.flows.ablation.variants import Candidates
-    from cascade.flows.engines.choice import Engine
 
 _SHOWN_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
 
@@ -58,114 +55,55 @@ def ablate(
     ] = False,
 ) -> None:
     """Evaluate every variant of a grid; a stage that several variants share runs once."""
-    from cascade.configs.grid import expand, load_grid
-    from cascade.configs.settings import Settings
-    from cascade.flows.ablation.state import new_ablation, read_ablation
-    from cascade.flows.ablation.variants import prepare_variants
-    from cascade.flows.run.folder import default_folder, link_latest, require_unused
+    from cascade.flows.ablation import define_ablation, plan_ablation, resume_ablation, run_ablation
+    from cascade.flows.ablation.state import read_ablation
+    from cascade.flows.cli.observers import AblationObserver
     from cascade.storage.errors import ConfigError
 
-    machine, console = Settings(), make_console()
+    console = make_console()
     if resume is not None:
         if grid or experiment or dataset or settings or out or store or runner or devices or allow_leak:
             raise ConfigError(
                 "--resume: the folder knows grid, dataset, settings and store; give nothing else but --engine"
             )
-        folder, ablation = resume, read_ablation(resume)
+        ablation = read_ablation(resume)
     elif grid is None:
         raise ConfigError("no grid; give a preset or a YAML file, or --resume DIR")
     else:
-        loaded = load_grid(grid)
         given = as_overrides(dataset and dataset.resolve(), settings, runner=runner, devices=devices)
-        variants = expand(loaded, experiment or "mini", given)
-        ablation = new_ablation(loaded, variants, store or machine.store, allow_leak=allow_leak)
-        folder = out or default_folder(machine.runs, loaded.name)
-        require_unused(folder)
+        ablation = define_ablation(grid, experiment or "mini", given, store=store, allow_leak=allow_leak)
     if dry_run:
-        show_plan(ablation, prepare_variants(ablation, machine), machine.runs, console)
+        show_plan(ablation, plan_ablation(ablation), console)
         return
-    chosen = ready_engine(engine, [each.experiment for each in ablation.variants], console)
-    candidates = prepare_variants(ablation, machine)
-    ablation, table = carry_out(ablation, candidates, folder, chosen, console)
-    link_latest(folder)
-    if table is not None:
-        show_ablation(ablation, table, console)
-    console.print(f"tables in {plain(str(folder))}", soft_wrap=True, highlight=False)
-    failed = [each for each in ablation.variants if each.state == "failed"]
-    for each in failed:
+    if resume is not None:
+        found = resume_ablation(resume, engine=engine, observer=AblationObserver(console))
+    else:
+        found = run_ablation(ablation, out=out, engine=engine, observer=AblationObserver(console))
+    if found.table is not None:
+        show_ablation(found.ablation, found.table, console)
+    console.print(f"tables in {plain(str(found.folder))}", soft_wrap=True, highlight=False)
+    for each in found.failed:
         console.print(f"[red]failed[/red] {plain(each.name)}: {plain(str(each.error))}", soft_wrap=True)
-    if failed:
+    if found.failed:
         raise typer.Exit(1)
 
 
-def carry_out(
-    ablation: Ablation, candidates: Candidates, folder: Path, engine: Engine, console: Console
-) -> tuple[Ablation, pd.DataFrame | None]:
-    """Run what is not in the store, and write the folder."""
-    from cascade.flows.ablation.outputs import finished_table, write_failures, write_plots, write_tables
-    from cascade.flows.ablation.state import VariantState, write_ablation
-    from cascade.flows.ablation.variants import run_ablation
-    from cascade.flows.engines.evaluate import Executor
-    from cascade.flows.run.prepare import Prepared
-    from cascade.flows.run.progress import RichReporter
-    from cascade.flows.run.reading import remember_checked
-
-    ready = [each for each in candidates.values() if isinstance(each, Prepared)]
-    for line in dict.fromkeys(line for each in ready for line in each.warnings):
-        console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
-    write_ablation(folder, ablation)
-    announce_store(ablation.store, console)
-    for each in {id(each.run.manifest): each for each in ready}.values():
-        remember_checked(each.images, each.run.store)
-
-    def announce(variant: VariantState) -> None:
-        console.print(f"[bold]{plain(variant.name)}[/bold]", soft_wrap=True, highlight=False)
-
-    with RichReporter(console) as reporter:
-
-        def work(execute: Executor) -> Ablation:
-            return run_ablation(
-                ablation, candidates, execute, reporter, announce, lambda state: write_ablation(folder, state)
-            )
-
-        try:
-            runtime = max((each.run.experiment.runtime for each in ready), key=lambda own: own.workers)
-            parameters = {"grid": ablation.name, "variants": [each.changes for each in ablation.variants]}
-            ended = engine.work_on("ablate", ablation.name, parameters, runtime, work)
-        except KeyboardInterrupt:
-            console.print(f"cascade ablate --resume {folder} goes on from here", soft_wrap=True, highlight=False)
-            raise
-    table = finished_table(ended, candidates)
-    if table is not None:
-        write_tables(folder, ended, table)
-        write_plots(folder, ended, table)
-    write_failures(folder, ended)
-    return ended, table
-
-
-def show_plan(ablation: Ablation, candidates: Candidates, runs: Path, console: Console) -> None:
+def show_plan(ablation: Ablation, plan: AblationPlan, console: Console) -> None:
     """A tree: stage, its distinct keys, and what each would cost."""
     from itertools import groupby
 
     from rich.tree import Tree
 
-    from cascade.flows.ablation.plan import plan_keys
-    from cascade.flows.ablation.timings import past_rates
-    from cascade.flows.run.prepare import Prepared
-
-    ready = {name: each.run for name, each in candidates.items() if isinstance(each, Prepared)}
-    planned = plan_keys(ready, past_rates(runs))
     tree = Tree(f"{plain(ablation.name)}: {counted(len(ablation.variants), 'variant')}")
-    for stage, group in groupby(planned, key=lambda each: each.stage):
+    for stage, group in groupby(plan.keys, key=lambda each: each.stage):
         keys = list(group)
         branch = tree.add(f"[bold]{stage}[/bold]  {counted(len(keys), 'key')}: {_cost(keys)}")
         for key in keys if len(keys) > 1 else ():
             branch.add(f"{key.key[:12]}  {_cost([key])}  [dim]{plain(_who(key.variants))}[/dim]")
-    tree.add(f"[bold]all[/bold]  {_cost(planned)}")
+    tree.add(f"[bold]all[/bold]  {_cost(plan.keys)}")
     console.print(tree, highlight=False, soft_wrap=True)
-    for name, each in candidates.items():
-        if not isinstance(each, Prepared):
-            console.print(f"[red]cannot run[/red] {plain(name)}: {plain(str(each))}", highlight=False, soft_wrap=True)
+    for name, error in plan.refused.items():
+        console.print(f"[red]cannot run[/red] {plain(name)}: {plain(str(error))}", highlight=False, soft_wrap=True)
 
 
 def show_ablation(ablation: Ablation, table: pd.DataFrame, console: Console) -> None:

@@ -149,12 +149,6 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
-def announce_store(store: Path, console: Console) -> None:
-    """Say where the store will be, if there is none yet."""
-    if not store.exists():
-        console.print(f"new store in {plain(str(store.resolve()))}", soft_wrap=True, highlight=False)
-
-
 def plain(text: str) -> str:
     """File names may hold square brackets, which are markup to rich, and characters that steer a terminal."""
     from rich.markup import escape

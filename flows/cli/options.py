@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cascade.configs.schema import Experiment
-    from cascade.flows.engines.choice import Engine
 
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="Folder of images, dataset root or table.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key, e.g. prompt.positives=5.")]
@@ -61,21 +57,3 @@ def as_overrides(
     given += [as_override("runtime.runner", runner)] if runner is not None else []
     given += [as_override("runtime.devices", devices.split(","))] if devices is not None else []
     return [*given, *(overrides or [])]
-
-
-def ready_engine(
-    asked: Literal["local", "prefect"] | None, experiments: Iterable[Experiment], console: Console
-) -> Engine:
-    """The engine of a command. If it is Prefect, say so: what it needs starts now, and takes some silent seconds.
-
-    Raises:
-        ConfigError: it cannot run these experiments, or the configured server does not answer.
-    """
-    from cascade.flows.engines.choice import choose_engine
-
-    engine = choose_engine(asked, [each.runtime for each in experiments])
-    if engine.name == "prefect":
-        whose = "a server for this run" if engine.server is None else f"server {engine.server}"
-        console.print(f"starting Prefect, {whose} ...", soft_wrap=True, highlight=False)
-    engine.get_ready()
-    return engine

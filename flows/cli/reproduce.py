@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cascade.flows.cli.ablate import carry_out
 from cascade.flows.cli.console import make_console, models_note, plain
-from cascade.flows.cli.options import EngineOption, SetOption, StoreOption, ready_engine
+from cascade.flows.cli.options import EngineOption, SetOption, StoreOption
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,54 +38,40 @@ def reproduce(
     Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run.
     """
     from cascade.configs.settings import Settings
-    from cascade.flows.ablation.reproduce import plan_reproduction, runs_of
-    from cascade.flows.run.folder import default_folder, link_latest, require_unused
-    from cascade.storage.atomic import replacing
+    from cascade.flows.ablation.reproduce import NothingToReproduce, plan_reproduction, run_reproduction
+    from cascade.flows.cli.observers import AblationObserver
     from cascade.tasks.tables.intervals import explained
-    from cascade.tasks.tables.reproduction import MARGIN, reproduction_table
+    from cascade.tasks.tables.reproduction import MARGIN
 
     machine, console = Settings(), make_console()
     planned = plan_reproduction(
         table, experiment, settings or [], dataset_root, adapters or [], store or machine.store, machine
     )
-    folder = out or default_folder(machine.runs, table)
-    for place in (folder, *(folder / name for name in planned.parts)):
-        require_unused(place)
-    if not planned.parts:
+    try:
+        found = run_reproduction(planned, out=out, engine=engine, settings=machine, observer=AblationObserver(console))
+    except NothingToReproduce:
         _print_lines("missing", "red", planned.missing)
-        raise typer.Exit(2)
-    variants = [each.experiment for part in planned.parts.values() for each in part.ablation.variants]
-    chosen = ready_engine(engine, variants, console)
-    ended = {
-        name: carry_out(part.ablation, part.candidates, folder / name, chosen, console)[0]
-        for name, part in planned.parts.items()
-    }
-    runs = {name: runs_of(part, ended[name]) for name, part in planned.parts.items()}
-    compared = reproduction_table(planned.published, runs)
-    with replacing(folder / "reproduction.csv") as path:
-        compared.to_csv(path, index=False)
-    link_latest(folder)
-    console.print(_shown(compared))
+        raise typer.Exit(2) from None
+    console.print(_shown(found.table))
     verdicts = (
         "fell, improved: the interval of the difference is on one side of 0; "
         f"equal: it lies within ±{MARGIN:g}; else undecided"
     )
-    for line in (verdicts, *explained(compared["note"].dropna())):
+    for line in (verdicts, *explained(found.table["note"].dropna())):
         console.print(f"[dim]{line}[/dim]", soft_wrap=True, highlight=False)
     console.print(
         f"paper: {planned.published.source}; frame of its pixels: {planned.published.frame}",
         soft_wrap=True,
         highlight=False,
     )
-    used = [run.experiment for own in runs.values() for run in own.values()]
+    used = [run.experiment for part in found.parts.values() for run in part.runs.values()]
     if note := models_note(used):
         _print_lines("note", "yellow", [note])
     _print_lines("note", "yellow", planned.notes)
     _print_lines("missing", "red", planned.missing)
-    console.print(f"tables in {plain(str(folder))}", soft_wrap=True, highlight=False)
-    failed = [f"{plain(each.name)}: {each.error}" for own in ended.values() for each in own.variants if each.error]
-    _print_lines("failed", "red", failed)
-    if failed:
+    console.print(f"tables in {plain(str(found.folder))}", soft_wrap=True, highlight=False)
+    _print_lines("failed", "red", [f"{plain(each.name)}: {each.error}" for each in found.failed])
+    if found.failed:
         raise typer.Exit(1)
 
 

@@ -16,7 +16,6 @@ from cascade.flows.cli.options import (
     SkipBadOption,
     StoreOption,
     load_with_options,
-    ready_engine,
 )
 
 ExperimentArgument = Annotated[str, typer.Argument(help="Preset (mini, paper, paper_strict, quality) or YAML file.")]
@@ -33,33 +32,21 @@ def reevaluate(
     skip_bad: SkipBadOption = False,
 ) -> None:
     """Run an experiment if anything has changed, and compare it with the baseline; exit code 1 if the gate closes."""
-    from cascade.flows.watch.reevaluate import reevaluate as again
-
-    from cascade.configs.settings import Settings
-    from cascade.flows.run.progress import RichReporter
+    from cascade.flows.cli.observers import CommandObserver
+    from cascade.flows.watch import reevaluate as again
     from cascade.flows.watch.limits import parse_limits
 
-    limits = parse_limits(max_drop or [])
-    machine, console = Settings(), make_console()
-    loaded = load_with_options(experiment, dataset, settings)
-    chosen = ready_engine(engine, [loaded], console)
-    folder = store or machine.store
-    fresh = not folder.exists()
-    with RichReporter(console) as reporter:
-        found = again(
-            loaded,
-            folder,
-            machine,
-            chosen.evaluate,
-            reporter,
-            engine=chosen.name,
-            limits=limits,
-            allow_vanished=allow_vanished,
-            skip_bad=skip_bad,
-        )
-    if fresh:
-        console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
-    for line in found.run.description.get("warnings", ()):
+    limits, console = parse_limits(max_drop or []), make_console()
+    found = again(
+        load_with_options(experiment, dataset, settings),
+        store=store,
+        engine=engine,
+        limits=limits,
+        allow_vanished=allow_vanished,
+        skip_bad=skip_bad,
+        observer=CommandObserver(console),
+    )
+    for line in found.warnings:
         console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
     for line in found.changes:
         console.print(f"changed since the last run: {plain(line)}", soft_wrap=True, highlight=False)

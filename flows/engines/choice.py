@@ -1,4 +1,4 @@
-"""Which engine runs the stages of a command; every command asks here."""
+"""Which engine runs the stages; every use case asks here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Engine:
                 prefect_server.require_answer()
 
     def evaluate(self, run: Run, reporter: Reporter) -> Sequence[StageResult]:
-        """Run all stages of a run."""
+        """Run all stages of a run that has been planned."""
         if self.name == "local":
             return evaluate(run, execute_locally, reporter)
         set_defaults()
@@ -87,3 +87,19 @@ def choose_engine(asked: EngineName | None, runtimes: Iterable[RuntimeConfig]) -
             "and set PREFECT_API_URL to its address"
         )
     return Engine(asked or ("local" if runner is None and server is None else "prefect"), server)
+
+
+def ready_engine(
+    asked: Engine | EngineName | None, runtimes: Iterable[RuntimeConfig], on_choice: Callable[[Engine], None]
+) -> Engine:
+    """The engine that was given, which is ready; else the one to choose, told to ``on_choice`` before it gets ready.
+
+    Raises:
+        ConfigError: see :func:`choose_engine` and :meth:`Engine.get_ready`.
+    """
+    if isinstance(asked, Engine):
+        return asked
+    engine = choose_engine(asked, runtimes)
+    on_choice(engine)
+    engine.get_ready()
+    return engine

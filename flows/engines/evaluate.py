@@ -95,11 +95,10 @@ def plan(run: Run) -> list[StagePlan]:
 def evaluate(
     run: Run, execute: Executor, reporter: Reporter, finished: Mapping[str, StageResult] = MappingProxyType({})
 ) -> list[StageResult]:
-    """Run every stage. An item that turns out to be damaged is computed again, once.
+    """Run every stage of a run that :func:`plan` has not refused. A damaged item is computed again, once.
 
     Stages of ``finished``, by name, were found complete for the same items a moment ago; they run only if damage shows.
     """
-    plan(run)
     try:
         results = _run_stages(run, execute, reporter, finished)
     finally:

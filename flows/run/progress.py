@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,7 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from cascade.flows.engines.evaluate import StagePlan, StageResult
+from cascade.flows.run.observer import Observer
+from cascade.flows.run.prepare import Prepared
 from cascade.storage.errors import CorruptItem
+
+LOGGER = logging.getLogger("cascade")
+"""Hears what an observer is told where a program has none."""
 
 
 class _Rate(ProgressColumn):
@@ -59,15 +66,12 @@ class _Pulse:
             )
 
 
-class _Lines:
+class _Lines(Observer):
     """Whatever can say a line says how far a slow stage is, until the stage or the ``with`` block ends."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._pulse: _Pulse | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -92,8 +96,8 @@ class RichReporter(_Lines):
     """Bars on a terminal; on anything else lines, also while a stage takes its time."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(lambda line: console.print(line, highlight=False, soft_wrap=True))
-        self._console = console
+        super().__init__(self.say)
+        self.console = console
         self._bars = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(),
@@ -104,6 +108,10 @@ class RichReporter(_Lines):
             transient=True,
             disable=not console.is_terminal,
         )
+
+    def say(self, line: str | Text) -> None:
+        """Print a line, in rich's markup."""
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -117,7 +125,7 @@ class RichReporter(_Lines):
 
     def started(self, plan: StagePlan) -> Callable[[], None]:
         """Show a bar for what is missing."""
-        if not self._console.is_terminal:
+        if not self.console.is_terminal:
             return super().started(plan)
         bar = self._bars.add_task(plan.stage.name, total=plan.missing, visible=plan.missing > 0)
         if plan.missing:
@@ -129,36 +137,58 @@ class RichReporter(_Lines):
         self.quiet()
         for bar in self._bars.task_ids:
             self._bars.remove_task(bar)
-        self._console.print(stage_line(result), highlight=False, soft_wrap=True)
+        self.say(stage_line(result))
 
     def damaged(self, error: CorruptItem) -> None:
         """Say that an item has to be computed again."""
-        self._console.print(f"[yellow]damaged[/yellow] {error}", highlight=False, soft_wrap=True)
+        self.say(Text.assemble(("damaged", "yellow"), f" {error}"))
+
+    @contextmanager
+    def computing(self, what: str) -> Iterator[None]:
+        """Show a bar that only moves."""
+        bar = self._bars.add_task(what, total=None)
+        try:
+            yield
+        finally:
+            self._bars.remove_task(bar)
 
 
 class LogReporter(_Lines):
-    """Lines in a log; for flows that nobody watches."""
+    """Lines in a log: of a flow that nobody watches, or of a program that has no observer of its own."""
 
-    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> None:
+    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = LOGGER) -> None:
         super().__init__(logger.info)
         self._logger = logger
+
+    def begins(self, prepared: Sequence[Prepared], folder: Path) -> None:
+        """Log what has to be said of the images."""
+        for line in dict.fromkeys(line for each in prepared for line in each.warnings):
+            self._logger.warning(line)
+
+    def variant(self, name: str) -> None:
+        """Log which variant it is."""
+        self._logger.info("variant %s", name)
 
     def finished(self, result: StageResult) -> None:
         """Log what the stage did."""
         self.quiet()
-        self._logger.info(Text.from_markup(stage_line(result)).plain)
+        self._logger.info(stage_line(result).plain)
 
     def damaged(self, error: CorruptItem) -> None:
         """Log that an item has to be computed again."""
         self._logger.warning("damaged: %s", error)
 
+    def ended(self, folder: Path, remarks: Sequence[str]) -> None:
+        """Log what has to be known, and where the tables are."""
+        for line in remarks:
+            self._logger.warning(line)
+        self._logger.info("tables in %s", folder)
 
-def stage_line(result: StageResult) -> str:
+
+def stage_line(result: StageResult) -> Text:
     """One line on a stage, for example ``embed  miss  12 of 289 computed in 3.1 s (3.9/s): new items``."""
     if result.computed == 0:
-        return f"{result.stage:<9} [green]hit [/green] {result.hits} of {result.items} in the store"
+        return Text.assemble(f"{result.stage:<9} ", ("hit ", "green"), f" {result.hits} of {result.items} in the store")
     rate = result.computed / max(result.seconds, 1e-9)
-    return (
-        f"{result.stage:<9} [cyan]miss[/cyan] {result.computed} of {result.items} computed "
-        f"in {result.seconds:.1f} s ({rate:.1f}/s): {result.reason}"
-    )
+    computed = f" {result.computed} of {result.items} computed in {result.seconds:.1f} s ({rate:.1f}/s)"
+    return Text.assemble(f"{result.stage:<9} ", ("miss", "cyan"), f"{computed}: {result.reason}")

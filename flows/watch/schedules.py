@@ -13,7 +13,6 @@ from threading import Thread
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from cascade.flows.watch.reevaluate import Reevaluation, reevaluate
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
@@ -33,11 +32,11 @@ from prefect.states import Completed, Failed
 from prefect.types.entrypoint import EntrypointType
 
 from cascade.configs.loader import as_override, load_experiment
-from cascade.configs.settings import Settings
+from cascade.flows.engines.choice import Engine
 from cascade.flows.engines.prefect_address import configured_server
-from cascade.flows.engines.prefect_flow import evaluate_on_prefect
 from cascade.flows.engines.prefect_server import require_answer
 from cascade.flows.run.progress import LogReporter
+from cascade.flows.watch.reevaluation import Reevaluation, reevaluate
 from cascade.storage.errors import ConfigError
 from cascade.storage.paths import expanded
 
@@ -74,20 +73,16 @@ def reevaluate_flow(
         ``Failed`` with one line for each metric that fell and all that vanished; ``Completed`` named ``Unchanged`` if
         there was nothing to do; else ``Completed``.
     """
-    machine = Settings()
     own = [] if dataset is None else [as_override("dataset.path", dataset)]
     loaded = load_experiment(experiment, [*own, *(settings or [])])
-    with LogReporter(get_run_logger()) as reporter:
-        found = reevaluate(
-            loaded,
-            expanded(store) if store is not None else machine.store,
-            machine,
-            evaluate_on_prefect,
-            reporter,
-            engine="prefect",
-            limits=max_drop,
-            allow_vanished=allow_vanished,
-        )
+    found = reevaluate(
+        loaded,
+        store=None if store is None else expanded(store),
+        engine=Engine("prefect", configured_server()),  # it runs this flow, so it is ready
+        limits=max_drop,
+        allow_vanished=allow_vanished,
+        observer=LogReporter(get_run_logger()),
+    )
     _publish(found)
     if found.state == "closed":
         return Failed(message=found.message)

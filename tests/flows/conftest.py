@@ -26,6 +26,7 @@ from cascade.flows.engines.evaluate import StagePlan, StageResult, evaluate
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.engines.prefect_server import set_defaults
 from cascade.flows.generate import generate_dataset
+from cascade.flows.run import Observer
 from cascade.flows.run.prepare import Prepared, prepare
 from cascade.localisers.april_gan import LinearAdapter
 from cascade.storage.artefacts import Artefact
@@ -47,8 +48,8 @@ OVERRIDES = (
 
 
 @dataclass
-class Recorder:
-    """A reporter that remembers; ``on_item`` is called with the stage's name after each item."""
+class Recorder(Observer):
+    """An observer that remembers; ``on_item`` is called with the stage's name after each item."""
 
     results: list[StageResult] = field(default_factory=list)
     damage: list[CorruptItem] = field(default_factory=list)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 from cascade.configs.grid import Grid, expand, load_grid
 from cascade.configs.loader import validate
@@ -20,7 +21,9 @@ from cascade.flows.ablation.outputs import finished_table
 from cascade.flows.ablation.plan import plan_keys
 from cascade.flows.ablation.state import Ablation, new_ablation, read_ablation
 from cascade.flows.ablation.timings import past_rates
-from cascade.flows.ablation.variants import Candidates, prepare_variants, run_ablation
+from cascade.flows.ablation.variants import Candidates, prepare_variants, run_variants
+from cascade.flows.cli.observers import AblationObserver
+from cascade.flows.engines.evaluate import StagePlan
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.run.prepare import Prepared
 from cascade.flows.run.results import write_run
@@ -51,7 +54,7 @@ def candidates_of(bench: Bench, ablation: Ablation) -> Candidates:
 def carried_out(bench: Bench, grid: Grid | dict[str, Any]) -> tuple[Ablation, Recorder]:
     ablation, recorder = ablation_of(bench, grid), Recorder()
     candidates = candidates_of(bench, ablation)
-    ended = run_ablation(ablation, candidates, execute_locally, recorder, lambda state: None, lambda state: None)
+    ended = run_variants(ablation, candidates, execute_locally, recorder)
     return ended, recorder
 
 
@@ -113,7 +116,7 @@ def test_variants_on_parts_of_a_dataset_share_a_key_and_not_its_items(empty: Ben
 def test_results_are_those_of_separate_runs(bench: Bench) -> None:
     ablation = ablation_of(bench, WEIGHTS)
     candidates = candidates_of(bench, ablation)
-    ended = run_ablation(ablation, candidates, execute_locally, Recorder(), lambda state: None, lambda state: None)
+    ended = run_variants(ablation, candidates, execute_locally, Recorder())
     table = finished_table(ended, candidates)
     assert table is not None
     for weight in (0.2, 0.8):
@@ -126,17 +129,19 @@ def test_results_are_those_of_separate_runs(bench: Bench) -> None:
 
 def test_damage_found_by_a_later_variant_is_mended(bench: Bench) -> None:
     """The stage that is at fault was found complete a moment ago, and runs again all the same."""
-    ablation, recorder = ablation_of(bench, WEIGHTS), Recorder()
+    ablation = ablation_of(bench, WEIGHTS)
     candidates = candidates_of(bench, ablation)
     run = next(each.run for each in candidates.values() if isinstance(each, Prepared))
     masks = run.artefact(refine.key(run))
     item = sorted(masks.done())[2]
 
-    def damage(state: Any) -> None:
-        if state.name == ablation.variants[1].name:
-            flip_chunk(masks, "logits", item)
+    class Damaging(Recorder):
+        def variant(self, name: str) -> None:
+            if name == ablation.variants[1].name:
+                flip_chunk(masks, "logits", item)
 
-    ended = run_ablation(ablation, candidates, execute_locally, recorder, damage, lambda state: None)
+    recorder = Damaging()
+    ended = run_variants(ablation, candidates, execute_locally, recorder)
     assert [variant.state for variant in ended.variants] == ["done", "done"]
     assert [error.item for error in recorder.damage] == [item]
     assert recorder.writes["refine"] == 1
@@ -328,7 +333,7 @@ def test_what_has_failed_is_not_tried_again(bench: Bench, tmp_path: Path) -> Non
 
     ablation = ablation_of(used, grid)
     candidates = candidates_of(used, ablation)
-    ended = run_ablation(ablation, candidates, execute_locally, Watching(), lambda state: None, lambda state: None)
+    ended = run_variants(ablation, candidates, execute_locally, Watching())
     assert [variant.state for variant in ended.variants] == ["failed", "failed"]
     assert tried == ["embed", "tokens", "localise"]
 
@@ -394,20 +399,20 @@ def test_wrong_arguments_get_one_line(cli: Cli, given: list[str], part: str) -> 
 
 
 class Stop:
-    """A reporter in the place of the command line's, which ends the run as Ctrl-C would after ``count`` items."""
+    """In the place of the command line's observer: ends the run as Ctrl-C would after ``count`` items."""
 
     def __init__(self, count: int | None) -> None:
         self.left = count
         self.writes: Counter[str] = Counter()
 
-    def __call__(self, console: object) -> Stop:
-        self.recorder = Recorder(on_item=self._item)
-        self.started, self.finished, self.damaged = (
-            self.recorder.started,
-            self.recorder.finished,
-            self.recorder.damaged,
-        )
-        return self
+    def __call__(self, console: Console) -> AblationObserver:
+        stopping = self
+
+        class Stopping(AblationObserver):
+            def started(self, plan: StagePlan) -> Callable[[], None]:
+                return lambda: stopping._item(plan.stage.name)
+
+        return Stopping(console)
 
     def _item(self, stage: str) -> None:
         self.writes[stage] += 1
@@ -415,12 +420,6 @@ class Stop:
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
-
-    def __enter__(self) -> Stop:
-        return self
-
-    def __exit__(self, *arguments: object) -> None:
-        pass
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -443,13 +442,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     given = arguments(empty, tmp_path, WEIGHTS)
     stopped, resumed = Stop(items), Stop(None)
     with monkeypatch.context() as patch:
-        patch.setattr("cascade.flows.run.progress.RichReporter", stopped)
+        patch.setattr("cascade.flows.cli.observers.AblationObserver", stopped)
         result = cli(*given, "--out", tmp_path / "part")
         assert result.code == 130
         assert f"--resume {tmp_path / 'part'}" in result.out
         assert not (tmp_path / "part" / "results.csv").exists()
         (tmp_path / "grid.yaml").unlink()  # the folder knows it
-        patch.setattr("cascade.flows.run.progress.RichReporter", resumed)
+        patch.setattr("cascade.flows.cli.observers.AblationObserver", resumed)
         assert cli("ablate", "--resume", tmp_path / "part", "--engine", "local").code == 0
     assert stopped.writes.total() == items
     shared = dict.fromkeys(("embed", "tokens", "localise", "prompt", "refine"), IMAGES)

@@ -381,14 +381,8 @@ def test_ctrl_c_says_that_finished_items_are_kept(cli: Cli, empty: Bench, monkey
         def __init__(self, console: object) -> None:
             super().__init__(on_item=stop_after_two)
 
-        def __enter__(self) -> Stopping:
-            return self
-
-        def __exit__(self, *arguments: object) -> None:
-            pass
-
     with monkeypatch.context() as patch:
-        patch.setattr("cascade.flows.run.progress.RichReporter", Stopping)
+        patch.setattr("cascade.flows.cli.observers.RunObserver", Stopping)
         result = cli(*empty.arguments())
     assert result.code == 130
     assert result.err == "stopped; finished items are kept, the same command goes on from there\n"

@@ -6,7 +6,7 @@ cron.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,12 +15,15 @@ from filelock import FileLock, Timeout
 
 from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
-from cascade.flows.engines.evaluate import Reporter, StagePlan, StageResult, plan
+from cascade.flows.engines.choice import Engine, EngineName, ready_engine
+from cascade.flows.engines.evaluate import StagePlan, plan
+from cascade.flows.run.experiment import carry_out
 from cascade.flows.run.folder import default_folder
-from cascade.flows.run.history import remember_run
-from cascade.flows.run.prepare import prepare, require_metrics
+from cascade.flows.run.observer import Observer
+from cascade.flows.run.prepare import Prepared, prepare, require_metrics
+from cascade.flows.run.progress import LogReporter
 from cascade.flows.run.reading import remember_checked
-from cascade.flows.run.results import FinishedRun, read_finished, write_run
+from cascade.flows.run.results import FinishedRun, read_finished
 from cascade.flows.watch.baselines import accepted_run
 from cascade.flows.watch.changes import describe, what_changed
 from cascade.flows.watch.compare import compare_runs, require_comparable, scored_images
@@ -30,8 +33,6 @@ from cascade.storage.errors import DataError, StageError
 from cascade.tasks import score
 from cascade.tasks.stage import Run
 from cascade.tasks.tables.matching import match_images
-
-Evaluate = Callable[[Run, Reporter], Sequence[StageResult]]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Reevaluation:
             it ``closed``, or ``no baseline`` to hold it against.
         run: the run, the last one if nothing has changed.
         changes: what changed since the last run, one line each; empty for the first.
+        warnings: what has to be said of the images, and of what came to light in the run, one line each.
         comparison: with the baseline, if there is one.
     """
 
     state: Literal["unchanged", "passed", "closed", "no baseline"]
     run: FinishedRun
     changes: tuple[str, ...]
+    warnings: tuple[str, ...]
     comparison: Comparison | None
 
     @property
@@ -81,15 +84,14 @@ class Reevaluation:
 
 def reevaluate(
     experiment: Experiment,
-    store: Path,
-    settings: Settings,
-    evaluate: Evaluate,
-    reporter: Reporter,
     *,
-    engine: str,
+    store: Path | None = None,
+    engine: Engine | EngineName | None = None,
     limits: Mapping[str, float] | None = None,
     allow_vanished: bool = False,
     skip_bad: bool = False,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
 ) -> Reevaluation:
     """Check the data, run what is new, and compare with the accepted run of this experiment and dataset.
 
@@ -98,42 +100,49 @@ def reevaluate(
 
     Args:
         experiment: the configuration.
-        store: folder of the artefacts.
-        settings: folders of this machine; runs, baselines and history are under ``settings.runs``.
-        evaluate: runs all stages on an engine.
-        reporter: shows the progress.
-        engine: its name, for ``run.json``.
+        store: folder of the artefacts; that of ``settings`` by default.
+        engine: see ``cascade.flows.run.run_experiment``.
         limits: how far each metric may fall; see ``cascade.flows.watch.limits``.
-        allow_vanished: see ``cascade.flows.watch.compare.compare_runs``.
+        allow_vanished: see ``cascade.flows.watch.compare_runs``.
         skip_bad: leave out images that cannot be used; ``skipped.csv`` of the run lists them.
+        settings: folders of this machine, from the environment by default; runs, baselines and history are under
+            ``settings.runs``.
+        observer: told how it comes along; the logger ``cascade`` by default.
 
     Raises:
         PipelineError: as ``cascade run`` and ``cascade compare`` do; all that can be is found before any work.
         StageError: another re-evaluation of this experiment is still at work.
     """
-    gate = Gate(complete_limits(limits), allow_vanished)
-    folder = settings.runs / experiment.name
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "reevaluate.lock", timeout=0):
-            prepared = prepare(experiment, store, settings, skip_bad=skip_bad)
-            require_metrics(prepared.run.manifest, "a re-evaluation")
-            baseline = accepted_run(settings.runs, experiment.name, prepared.run.manifest.name)
-            if baseline is not None:
-                require_comparable(baseline, str(experiment.score.frame))
-            planned = plan(prepared.run)
-            remember_checked(prepared.images, prepared.run.store)
-            last = last_run(settings.runs, experiment.name, prepared.run.manifest.name)
-            if last is not None and is_the_same(last, prepared.run, planned):
-                return _judged(last, (), baseline, gate, new=False)
-            results = evaluate(prepared.run, reporter)
-            target = default_folder(settings.runs, experiment.name)
-            write_run(target, prepared, results, engine)
-            remember_run(settings.runs, target)
-            run = read_finished(target)
-            return _judged(run, () if last is None else _changes(run, last), baseline, gate, new=True)
-    except Timeout:
-        raise StageError(f"{experiment.name}: the re-evaluation before is still at work; this one is skipped") from None
+    machine, gate = settings or Settings(), Gate(complete_limits(limits), allow_vanished)
+    with observer or LogReporter() as told:
+        chosen = ready_engine(engine, [experiment.runtime], told.engine)
+        folder = machine.runs / experiment.name
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "reevaluate.lock", timeout=0):
+                prepared = prepare(experiment, store or machine.store, machine, skip_bad=skip_bad)
+                return _reevaluated(prepared, chosen, machine.runs, gate, told)
+        except Timeout:
+            raise StageError(
+                f"{experiment.name}: the re-evaluation before is still at work; this one is skipped"
+            ) from None
+
+
+def _reevaluated(prepared: Prepared, engine: Engine, runs: Path, gate: Gate, told: Observer) -> Reevaluation:
+    run = prepared.run
+    name, dataset = run.experiment.name, run.manifest.name
+    require_metrics(run.manifest, "a re-evaluation")
+    baseline = accepted_run(runs, name, dataset)
+    if baseline is not None:
+        require_comparable(baseline, str(run.experiment.score.frame))
+    planned, last = plan(run), last_run(runs, name, dataset)
+    if last is not None and is_the_same(last, run, planned):
+        remember_checked(prepared.images, run.store)
+        return _judged(last, (), prepared.warnings, baseline, gate, new=False)
+    found = carry_out(prepared, default_folder(runs, name), engine, runs, told)
+    made = read_finished(found.folder)
+    changes = () if last is None else _changes(made, last)
+    return _judged(made, changes, (*prepared.warnings, *found.warnings), baseline, gate, new=True)
 
 
 def last_run(runs: Path, experiment: str, dataset: str) -> FinishedRun | None:
@@ -164,12 +173,18 @@ def _changes(run: FinishedRun, last: FinishedRun) -> tuple[str, ...]:
 
 
 def _judged(
-    run: FinishedRun, changes: tuple[str, ...], baseline: FinishedRun | None, gate: Gate, *, new: bool
+    run: FinishedRun,
+    changes: tuple[str, ...],
+    warnings: tuple[str, ...],
+    baseline: FinishedRun | None,
+    gate: Gate,
+    *,
+    new: bool,
 ) -> Reevaluation:
     if baseline is None:
-        return Reevaluation("no baseline", run, changes, None)
+        return Reevaluation("no baseline", run, changes, warnings, None)
     comparison = compare_runs(run.folder, baseline.folder, gate.limits, allow_vanished=gate.allow_vanished)
     write_comparison(comparison, run.folder)
     if comparison.reasons:
-        return Reevaluation("closed", run, changes, comparison)
-    return Reevaluation("passed" if new else "unchanged", run, changes, comparison)
+        return Reevaluation("closed", run, changes, warnings, comparison)
+    return Reevaluation("passed" if new else "unchanged", run, changes, warnings, comparison)

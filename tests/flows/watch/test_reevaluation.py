@@ -12,12 +12,10 @@ from filelock import FileLock
 
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
-from cascade.flows.engines.evaluate import evaluate
-from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run.history import read_history
+from cascade.flows.watch import Reevaluation, reevaluate
 from cascade.flows.watch.baselines import accept
-from cascade.flows.watch.reevaluate import Reevaluation, reevaluate
 from cascade.storage.errors import StageError
 from tests.flows.conftest import Cli, Recorder, save_adapter, save_scene
 
@@ -43,14 +41,7 @@ def nightly(photographs: Path, tmp_path: Path) -> Callable[..., Reevaluation]:
 
     def night(*changes: str) -> Reevaluation:
         experiment = load_experiment("mini", [f"dataset.path={photographs}", *changes])
-        return reevaluate(
-            experiment,
-            tmp_path / "store",
-            machine,
-            lambda run, reporter: evaluate(run, execute_locally, reporter),
-            Recorder(),
-            engine="local",
-        )
+        return reevaluate(experiment, store=tmp_path / "store", engine="local", settings=machine, observer=Recorder())
 
     return night
 
