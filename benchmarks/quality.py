@@ -118,7 +118,7 @@ def left_out(data: Path, settings: list[str], store: Path, reporter: RichReporte
         others = load_experiment("mini", [f"dataset.path={data}", f"dataset.exclude=[{category}]", *settings])
         if not _made_alike(adapter, run):
             adapter.unlink(missing_ok=True)
-            train_april_gan(others, train_config(TUNING), adapter, store, Settings(), reporter, lambda epoch: None)
+            train_april_gan(others, train_config(TUNING), adapter, store=store)
         chosen = [f"dataset.path={data}", f"dataset.categories=[{category}]", f"localise.adapter={adapter}", *settings]
         _, table = evaluated(load_experiment("mini", chosen), store, reporter)
         tables.append(table[table["category"] == category])

@@ -32,21 +32,20 @@ def train_april_gan(
     from cascade.flows.train import train_april_gan as train
     from cascade.flows.train import train_config
 
-    machine, console = Settings(), make_console()
-    loaded, config = load_with_options(experiment, dataset, settings), train_config(recipe or [])
-    folder = store or machine.store
+    console, config = make_console(), train_config(recipe or [])
+    folder = store or Settings().store
     fresh = not folder.exists()
-    with RichReporter(console) as reporter:
-        epochs = train(
-            loaded,
-            config,
-            out,
-            folder,
-            machine,
-            reporter,
-            lambda epoch: console.print(f"epoch {epoch.number} of {config.epochs}: loss {epoch.loss:.4f}"),
-            lambda line: console.print(f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False),
-        )
+    epochs = train(
+        load_with_options(experiment, dataset, settings),
+        config,
+        out,
+        store=folder,
+        observer=RichReporter(console),
+        on_epoch=lambda epoch: console.print(f"epoch {epoch.number} of {config.epochs}: loss {epoch.loss:.4f}"),
+        on_warning=lambda line: console.print(
+            f"[yellow]warning[/yellow] {plain(line)}", soft_wrap=True, highlight=False
+        ),
+    )
     if fresh:
         console.print(f"new store in {plain(str(folder.resolve()))}", soft_wrap=True, highlight=False)
     done = plain(f"{out}: trained for {counted(len(epochs), 'epoch')}; use it with --set localise.adapter={out}")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from cascade.configs.loader import load_experiment
 from cascade.configs.schema import TrainConfig
-from cascade.configs.settings import Settings
 from cascade.flows.generate import generate_dataset
+from cascade.flows.run import Observer
 from cascade.flows.run.prepare import find_leak
 from cascade.flows.run.reading import read_images
 from cascade.flows.train import train_april_gan
@@ -24,10 +24,7 @@ from cascade.tasks.tokens import TOKENS
 from cascade.tasks.training import april_gan as training
 
 
-class Quiet:
-    def started(self, plan):
-        return lambda: None
-
+class Quiet(Observer):
     def finished(self, result):
         self.result = result
 
@@ -65,7 +62,7 @@ def experiment(dataset, clip_weights):
 def _train(experiment, tmp_path, config, store=None, name="adapter"):
     losses, quiet = [], Quiet()
     out = tmp_path / f"{name}.safetensors"
-    train_april_gan(experiment, config, out, store or tmp_path / "store", Settings(), quiet, losses.append)
+    train_april_gan(experiment, config, out, store=store or tmp_path / "store", observer=quiet, on_epoch=losses.append)
     return out, [epoch.loss for epoch in losses], quiet.result
 
 
@@ -204,6 +201,4 @@ def test_training_needs_defective_images_with_masks(dataset, clip_weights, tmp_p
 
 def test_output_name(experiment, tmp_path):
     with pytest.raises(ConfigError, match="safetensors"):
-        train_april_gan(
-            experiment, TrainConfig(), tmp_path / "a.pth", tmp_path, Settings(), Quiet(), lambda epoch: None
-        )
+        train_april_gan(experiment, TrainConfig(), tmp_path / "a.pth", store=tmp_path)
