@@ -40,11 +40,6 @@ def scale_points(points: NDArray[np.float64], source: Size, target: Size) -> NDA
     return scaled
 
 
-def scale_box(box: Box, source: Size, target: Size) -> Box:
-    """A box [4] (x0, y0, x1, y1) of a frame of ``source``, in a frame of ``target``; float64."""
-    return scale_points(np.asarray(box).reshape(2, 2), source, target).reshape(4)
-
-
 def logits_in_frame(logits: torch.Tensor, frame: InputFrame, size: Size) -> torch.Tensor:
     """SAM's low-resolution logits, bilinearly in a frame of ``size`` that spans the image.
 

@@ -11,7 +11,6 @@ from cascade.frames import (
     logits_in_frame,
     mask_box,
     sample_grid,
-    scale_box,
     scale_points,
 )
 
@@ -19,7 +18,6 @@ from cascade.frames import (
 def test_points_follow_the_ratio_of_the_sizes():
     points = scale_points(np.array([[10.0, 20.0]]), (100, 200), (50, 400))
     np.testing.assert_array_equal(points, [[20.0, 10.0]])
-    np.testing.assert_array_equal(scale_box(np.array([0, 1, 2, 3]), (10, 10), (20, 30)), [0, 2, 6, 6])
 
 
 def test_there_and_back_again():

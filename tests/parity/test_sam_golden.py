@@ -10,7 +10,7 @@ import torch
 from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.decoder import decode
 from cascade.backbones.sam.image import embed, input_frame, normalise, to_input
-from cascade.frames import InputFrame, logits_in_frame, scale_box, scale_points
+from cascade.frames import InputFrame, logits_in_frame, scale_points
 from cascade.refiners.cps import CascadeOptions, Row, run_cascade
 from tests.parity.rules import formula_embedding, golden_files, golden_sam, sam_image
 
@@ -71,7 +71,7 @@ def test_three_steps_equal_the_official_predictor(sam, decoder, path):
         np.testing.assert_array_equal(result.steps[2].boxes[0], case["s3_box"])
         return
     fed = torch.from_numpy(result.steps[1].logits[result.steps[1].chosen])[None, None]
-    box = torch.from_numpy(scale_box(full, size, frame.size)).float()[None]
+    box = torch.from_numpy(scale_points(full, size, frame.size)).float().reshape(1, 4)
     for prefix, boxes in (("s3nobox_", None), ("s3fullbox_", box)):
         third = decoder(embedding, points, labels, boxes=boxes, mask_input=fed, multimask=options.multimask[2])
         iou = third.predicted_iou[0].numpy()
