@@ -70,7 +70,7 @@ as the cascade draws it: a box around the target, here, teaches a trust that the
 COLUMNS = ("step", "minutes", "images", "loss", "iou_1", "iou_2", "iou_3", "val_iou_1", "val_iou_2", "val_iou_3")
 
 
-def to_input(sam: Sam, images: NDArray[np.uint8], device: str) -> Tensor:
+def normalised_inputs(sam: Sam, images: NDArray[np.uint8], device: str) -> Tensor:
     """SAM's normalised float ``[B, 3, S, S]`` of uint8 RGB ``[B, S, S, 3]``."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
     normalised: Tensor = (pixels - sam.pixel_mean) / sam.pixel_std
@@ -94,7 +94,7 @@ def decoder_passes(
     masks = np.concatenate([view.targets for view in views])
     sam, side = trainee.sam, masks.shape[1]
     images = np.stack([view.image for view in views])
-    embeddings = trainee.embed(to_input(sam, images, device), corner)
+    embeddings = trainee.embed(normalised_inputs(sam, images, device), corner)
     low = 4 * embeddings.shape[-1]
     segments = coarse_target(torch.from_numpy(masks).to(device), low)
     target = segments
@@ -152,7 +152,7 @@ def validate(sam: Sam, scenes: int, device: str) -> dict[str, float]:
         fed: Tensor | None = None
         box: Tensor | None = None
         with torch.autocast(device, torch.bfloat16):
-            embedding = sam.image_encoder(to_input(sam, example.image[None], device))
+            embedding = sam.image_encoder(normalised_inputs(sam, example.image[None], device))
         target = coarse_target(torch.from_numpy(mask[None]).to(device), 4 * embedding.shape[-1])
         for level in range(3):
             if level == 2 and fed is not None:
