@@ -19,6 +19,7 @@ from tests.tiny import tiny_sam
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_encoder(bf16):
     sam = tiny_sam()
@@ -28,6 +29,7 @@ def test_the_encoder(bf16):
     assert not torch.equal(embed(sam, inputs + 1, bf16=bf16, compiled=True), compiled)
 
 
+@pytest.mark.slow
 def test_the_decoder():
     sam = tiny_sam()
     prompts = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]).expand(2, -1), "mask_input": torch.randn(2, 1, 16, 16)}

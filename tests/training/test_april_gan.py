@@ -109,6 +109,7 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
         torch.testing.assert_close(value, adapter.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_another_adapter_and_remembers_it(experiment, tmp_path, dataset):
     first, losses, _ = _train(experiment, tmp_path, TrainConfig(epochs=6, batch_size=4))
     kept = first.rename(tmp_path / "first.safetensors")
@@ -150,6 +151,7 @@ def test_mosaics_are_made_of_one_category(experiment, tmp_path):
             np.testing.assert_array_equal(mask[top : top + 96, left : left + 96], training._mask(run, record))
 
 
+@pytest.mark.slow
 def test_mosaics_change_the_training(experiment, tmp_path):
     plain, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=6))
     before = plain.read_bytes()

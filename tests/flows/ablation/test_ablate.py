@@ -79,6 +79,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is computed
 
 
+@pytest.mark.slow
 def test_the_three_steps_of_table3_are_decoded_once(empty: Bench) -> None:
     ended, recorder = carried_out(empty, load_grid("table3"))
     assert [variant.state for variant in ended.variants] == ["done"]
@@ -88,6 +89,7 @@ def test_the_three_steps_of_table3_are_decoded_once(empty: Bench) -> None:
     }
 
 
+@pytest.mark.slow
 def test_table2_on_a_warm_store_encodes_nothing(bench: Bench) -> None:
     _, recorder = carried_out(without(bench, "prompt.dilation.size"), load_grid("table2"))
     assert recorder.writes == dict.fromkeys(("prompt", "refine", "score"), 9 * IMAGES) | {"tally": 18, "aggregate": 9}
@@ -245,6 +247,7 @@ def test_an_ablation_tells_its_times_too(cli: Cli, bench: Bench, tmp_path: Path)
 # The folder
 
 
+@pytest.mark.slow
 def test_an_ablation_writes_its_tables_and_pictures(cli: Cli, bench: Bench, tmp_path: Path) -> None:
     used = without(bench, "prompt.dilation.size")
     out = tmp_path / "out"
@@ -423,7 +426,7 @@ class Stop:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("items", [3, 38, 44, 54])
+@pytest.mark.parametrize("items", [3, *(pytest.param(each, marks=pytest.mark.slow) for each in (38, 44, 54))])
 def test_interrupted_and_resumed_equals_uninterrupted(
     cli: Cli,
     empty: Bench,

@@ -105,6 +105,7 @@ def test_a_dataset_that_is_not_there_is_listed_with_its_command(
     assert found[found["verdict"].isin(["missing", "other method"])]["ours"].isna().all()
 
 
+@pytest.mark.slow
 def test_every_row_of_table2_is_another_variant(cli: Cli, bench: Bench, sets: Path, tmp_path: Path) -> None:
     used = replace(bench, overrides=tuple(each for each in bench.overrides if "dilation.size" not in each))
     result = cli(*arguments(used, "table2", sets, "--out", str(tmp_path / "out")))

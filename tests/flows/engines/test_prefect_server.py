@@ -65,6 +65,7 @@ def test_the_server_is_not_loaded_here_and_ends_with_the_process(tmp_path: Path)
         httpx.get(f"{address}health")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes as Linux shows them")
 def test_the_server_of_a_process_that_was_killed_ends_too(tmp_path: Path) -> None:
     # With pipes for its output this would wait for the server, which inherits them.
@@ -139,6 +140,7 @@ def command(bench: Bench, home: Path, program: str = PROGRAM, **more: str) -> su
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["threads", "processes"])
 def test_ctrl_c_ends_a_run_soon_and_keeps_what_is_finished(runner: str, empty: Bench, tmp_path: Path) -> None:
     """At a terminal it reaches every process of the command."""
@@ -168,6 +170,7 @@ def test_ctrl_c_ends_a_run_soon_and_keeps_what_is_finished(runner: str, empty: B
     assert embed.missing < len(embed.items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("run", "mini"), ("ablate", "table2"), ("reevaluate", "mini")])
 def test_it_starts_while_images_are_checked(
     cli: Cli, started_ahead: list[bool], words: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -86,7 +86,10 @@ def ends_well(command: Sequence[str], folder: Path, text: str = "") -> None:
 
 
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
+@pytest.mark.parametrize(
+    "runner",
+    ["processes", pytest.param("dask", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)],
+)
 def test_every_runner_leaves_what_one_process_leaves(
     runner: str, empty: Bench, reference: Outcome, tmp_path: Path
 ) -> None:
@@ -99,6 +102,7 @@ def test_every_runner_leaves_what_one_process_leaves(
     assert_same(empty.prepare(SHARDS[0]).run, reference.prepared.run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_an_ablation_in_processes_of_a_program_from_standard_input(bench: Bench, tmp_path: Path, cli: Cli) -> None:
     grid = tmp_path / "grid.yaml"
@@ -122,6 +126,7 @@ def test_worker_processes_are_not_told_of_the_program_that_started_them() -> Non
     assert sys.modules["__main__"] is main
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
 def test_a_killed_worker_loses_nothing(empty: Bench, reference: Outcome) -> None:
     import psutil

@@ -26,7 +26,7 @@ from cascade.flows.generate import generate_dataset
 from cascade.flows.watch.baselines import accept
 from tests.flows.conftest import Bench, Outcome
 
-pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect"), pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[3]
 WAIT = 240
 Answer = TypeVar("Answer")

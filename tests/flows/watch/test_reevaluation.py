@@ -52,6 +52,7 @@ def worse(tmp_path: Path) -> str:
     return f"localise.adapter={save_adapter(tmp_path / 'random.safetensors')}"
 
 
+@pytest.mark.slow
 def test_night_after_night(nightly: Callable[..., Reevaluation], worse: str, tmp_path: Path) -> None:
     first = nightly()
     assert (first.state, first.changes) == ("no baseline", ())
