@@ -23,12 +23,14 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam
 from cascade.backbones.sam.decoder import decode
 from cascade.frames import InputFrame, logits_in_frame, mask_box
-from cascade.refiners.cps import CascadeOptions, Row, run_cascade
+from cascade.refiners.cps import Cps
+from cascade.refiners.passes import run_cascade
+from cascade.refiners.protocol import Row
 from cascade.tasks.execution.threads import on_every_core
 
 SIDE = 1024
 POINTS = 3
-OPTIONS = CascadeOptions((True, True, True), "iou", "chosen", "mask", 0.0, "previous")
+OPTIONS = Cps((True, True, True), "iou", "chosen", "mask", 0.0, "previous")
 
 
 def main() -> int:

@@ -34,15 +34,16 @@ from cascade.flows.run.prepare import prepare
 from cascade.flows.run.progress import RichReporter
 from cascade.flows.train import train_april_gan, train_config
 from cascade.frames import logits_in_frame, mask_box, scale_points
-from cascade.refiners.cps import CascadeOptions, Row, run_cascade
+from cascade.refiners.cps import Cps
+from cascade.refiners.passes import run_cascade
+from cascade.refiners.protocol import Row
 from cascade.storage.datasets import mask_in_frame, read_mask
 from cascade.storage.weights import LocatedWeights, file_sha256
-from cascade.tasks import embed
+from cascade.tasks.embed import EMBED
+from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.execution.networks import decoder_of, device_of
-from cascade.tasks.refine import STEPS
 from cascade.tasks.stage import Run
 from cascade.tasks.tables.results import results_table
-from cascade.tasks.training.april_gan import adapter_training
 
 LAST = Path(__file__).parent / "results"
 """Where the committed tables are."""
@@ -69,9 +70,13 @@ def oracle_points(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def oracle_table(run: Run) -> pd.DataFrame:
     """IoU and predicted IoU of each large defect at each step of the cascade, from one point inside it."""
     experiment = run.experiment
-    decode, device, size = decoder_of(run), device_of(run), (experiment.score.frame,) * 2
-    options = CascadeOptions(**experiment.refine.model_dump(exclude={"decoder", "precision", "batch_size"}))
-    embeddings = run.artefact(embed.key(run))
+    decode, device, size = (
+        decoder_of(run.experiment, run.weights),
+        device_of(run.experiment.runtime),
+        (experiment.score.frame,) * 2,
+    )
+    options = Cps(**experiment.refine.model_dump(exclude={"method", "decoder", "precision", "batch_size"}))
+    embeddings = EMBED.artefact(run)
     rows = []
     for record in run.manifest:
         if record.mask_path is None:
@@ -84,7 +89,7 @@ def oracle_table(run: Run) -> pd.DataFrame:
             placed = torch.from_numpy(scale_points(point, size, frame.size))[None].float().to(device)
             around = Row(frame, size, mask_box(defect))
             (cascade,) = run_cascade(decode, features, placed, torch.ones(1, 1, device=device), [around], options)
-            for name, step in zip(STEPS, cascade.steps, strict=True):
+            for name, step in zip(Cps.STEPS, cascade.steps, strict=True):
                 logits = torch.from_numpy(step.logits[step.chosen])[None, None]
                 drawn = logits_in_frame(logits, frame, size)[0, 0].numpy() > 0
                 iou = (drawn & defect).sum() / (drawn | defect).sum()
@@ -187,7 +192,7 @@ def main() -> int:
         show(table, last)
         per_defect = oracle.groupby("step", sort=False)[["iou", "predicted_iou"]].corr(method="spearman")
         ranks = per_defect.xs("iou", level=1)["predicted_iou"].round(2).to_dict()
-        print(f"oracle: {len(oracle) // len(STEPS)} defects; rank correlation of predicted and true IoU {ranks}")
+        print(f"oracle: {len(oracle) // len(Cps.STEPS)} defects; rank correlation of predicted and true IoU {ranks}")
     if arguments.write:
         path.parent.mkdir(exist_ok=True)
         table.to_csv(path, index=False)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from cascade.configs.loader import key_hint, load_experiment, parse_override, read_yaml, validate
-from cascade.configs.schema import Experiment, Name, Section
+from cascade.configs.schema import Experiment, Name, Section, methods_of
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded
 
@@ -110,10 +110,10 @@ def varied_keys(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def value_at(experiment: Experiment, key: str) -> Any:
-    """The value of a dotted key as plain data."""
+    """The value of a dotted key as plain data; ``None`` for an option of another method than the experiment's."""
     value: Any = experiment.model_dump(mode="json")
     for name in key.split("."):
-        value = value[name]
+        value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
@@ -156,17 +156,18 @@ def _combinations(grid: Grid) -> list[dict[str, Any]]:
 
 def _require_value_key(key: str) -> None:
     """A grid varies single values; a wrong key is told from its nearest neighbour."""
-    model: type[BaseModel] | None = Experiment
+    models: list[type[BaseModel]] = [Experiment]
     names = key.split(".")
     for depth, name in enumerate(names):
-        if model is None:
+        if not models:
             raise ConfigError(f"grid key '{key}': '{'.'.join(names[:depth])}' is a value, not a section")
-        if name not in model.model_fields:
+        fields = [model.model_fields[name] for model in models if name in model.model_fields]
+        if not fields:
             raise ConfigError(f"unknown grid key '{key}'; {key_hint(Experiment, names[: depth + 1])}")
-        kind = model.model_fields[name].annotation
-        model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    if model is not None:
-        raise ConfigError(f"grid key '{key}' is a section; vary one of its keys: {', '.join(model.model_fields)}")
+        models = [kind for field in fields for kind in methods_of(field).values()]
+    if models:
+        keys = dict.fromkeys(name for model in models for name in model.model_fields)
+        raise ConfigError(f"grid key '{key}' is a section; vary one of its keys: {', '.join(keys)}")
 
 
 def _require_different(grid: Grid, variants: Sequence[Variant]) -> None:

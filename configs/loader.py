@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cascade.configs.schema import Experiment
+from cascade.configs.schema import Experiment, methods_of
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded
 
@@ -120,8 +120,12 @@ def load_experiment(source: str, overrides: Sequence[str] = ()) -> Experiment:
     ``ConfigError`` with one line.
     """
     data = _resolve(source, Path(), ())
-    for override in overrides:
-        _assign(data, *parse_override("--set", override))
+    changes = [parse_override("--set", override) for override in overrides]
+    for names, value in changes:
+        if names[1:] == ["method"]:
+            _choose_method(data, names[0], value)
+    for names, value in changes:
+        _assign(data, names, value)
     return validate(Experiment, data)
 
 
@@ -146,10 +150,18 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         first, *others = error.errors()
-        names = _names(first)
+        names = _names(first, model)
         where = shortened(".".join(names)) or model.__name__
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"unknown configuration key '{where}'; {key_hint(model, names)}") from None
+            fault = _of_another_method(model, first) or f"unknown configuration key '{where}'; {key_hint(model, names)}"
+            raise ConfigError(fault) from None
+        if first["type"] == "union_tag_invalid":
+            wanted, methods = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "").split(", ")
+            raise ConfigError(
+                f"{where}.method: unknown value '{shortened(wanted)}'; {nearest(wanted, methods)}"
+            ) from None
+        if first["type"] == "union_tag_not_found":
+            raise ConfigError(f"{where}: must hold options (given: {_given(first['input'])})") from None
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             choice = [
                 part.strip().strip("'") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(",")
@@ -160,7 +172,7 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         given = f" (given: {_given(first['input'])})" if first["type"] != "value_error" else ""
         # one error for each member of a union
         messages = [first["msg"].removeprefix("Value error, ")] + [
-            each["msg"] for each in others if _names(each) == names
+            each["msg"] for each in others if _names(each, model) == names
         ]
         raise ConfigError(f"{where}: {', or '.join(messages)}{given}") from None
 
@@ -193,9 +205,25 @@ def _given(value: Any) -> str:
         return "a very long number"
 
 
-def _names(error: ErrorDetails) -> list[str]:
+def _names(error: ErrorDetails, model: type[BaseModel]) -> list[str]:
     """Where an error is; pydantic adds the member of a union, which is no key."""
-    return [str(part) for part in error["loc"] if not str(part).startswith(("constrained-", "literal["))]
+    parts = [str(part) for part in error["loc"] if not str(part).startswith(("constrained-", "literal["))]
+    field = model.model_fields.get(parts[0]) if parts else None
+    return [*parts[:1], *parts[2:]] if field is not None and parts[1:2] and parts[1] in methods_of(field) else parts
+
+
+def _of_another_method(model: type[BaseModel], error: ErrorDetails) -> str | None:
+    """What is to be said of an option that belongs to another method than the one that is chosen, if it does."""
+    section, *others = map(str, error["loc"])
+    methods = methods_of(model.model_fields[section]) if section in model.model_fields else {}
+    if len(others) != 2 or others[0] not in methods:
+        return None
+    chosen, option = others
+    owners = [name for name, kind in methods.items() if option in kind.model_fields]
+    if not owners:
+        return None
+    of = " and ".join(f"'{name}'" for name in owners)
+    return f"{section}.{option} is an option of {of}, and {section}.method is '{chosen}'; leave it out"
 
 
 def _resolve(source: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -209,7 +237,21 @@ def _resolve(source: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any
     data = read_yaml(path)
     base = data.pop("extends", None)
     data.setdefault("name", path.stem)
-    return data if base is None else _merge(_resolve(str(base), path.parent, (*seen, path)), data)
+    if base is None:
+        return data
+    below = _resolve(str(base), path.parent, (*seen, path))
+    for name, value in data.items():
+        if isinstance(value, dict) and "method" in value:
+            _choose_method(below, name, value["method"])
+    return _merge(below, data)
+
+
+def _choose_method(data: dict[str, Any], section: str, method: Any) -> None:
+    """Drop what a preset says for another method than the one that is chosen over it."""
+    field = Experiment.model_fields.get(section)
+    chosen = methods_of(field).get(method) if field is not None and isinstance(method, str) else None
+    if chosen is not None and isinstance(data.get(section), dict):
+        data[section] = {name: value for name, value in data[section].items() if name in chosen.model_fields}
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,16 +275,17 @@ def _keys(model: type[BaseModel]) -> list[tuple[str, ...]]:
     """Every section and key below a model."""
     found: list[tuple[str, ...]] = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        below = _keys(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        below = dict.fromkeys(key for kind in methods_of(field).values() for key in _keys(kind))
         found += [(name,), *((name, *key) for key in below)]
     return found
 
 
-def _fields_at(model: type[BaseModel], names: Sequence[str]) -> list[str]:
+def _fields_at(model: type[BaseModel], names: Sequence[str]) -> set[str]:
+    models: list[type[BaseModel]] = [model]
     for name in names:
-        field = model.model_fields.get(name)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        fields = [each.model_fields[name] for each in models if name in each.model_fields]
+        below = [kind for field in fields for kind in methods_of(field).values()]
+        if not below:
             break
-        model = field.annotation
-    return list(model.model_fields)
+        models = list(below)
+    return {name for each in models for name in each.model_fields}

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     Strict,
+    Tag,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from cascade.storage.paths import expanded
 
@@ -115,8 +119,38 @@ class EmbedConfig(Section):
         return set() if self.image == "square" else {"square_side"}
 
 
-class LocaliseConfig(Section):
-    """The CLIP method that draws the anomaly map."""
+class Localiser(Section):
+    """What every localiser has: options that say where something is, or how fast it is found, are no part of a key.
+
+    Attributes:
+        PLACES: options that say where something lies whose content is part of the key.
+        LOOK: options on which depends what is seen in an image before a word is said.
+        keep: whether that is kept.
+    """
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"weights", "sha256"})
+    LOOK: ClassVar[tuple[str, ...]] = ()
+
+    method: str = ""
+    keep: str = "compared"
+    precision: Precision = "fp32"
+    batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
+
+    def key_options(self) -> dict[str, Any]:
+        """The options that are part of the key."""
+        without = self.PLACES | {"keep", "batch_size"}
+        return {name: value for name, value in self.in_force().items() if name not in without}
+
+    def look_options(self) -> dict[str, Any]:
+        """The options that are part of the key of what is seen before a word is said."""
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in self.LOOK}
+
+
+class AprilGan(Localiser):
+    """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
+
+    PLACES = Localiser.PLACES | {"pretrained", "adapter", "adapter_sha256", "adapter_trained_on", "prompts"}
+    LOOK = ("backbone", "activation", "sides", "layers", "precision")
 
     method: Literal["april_gan"] = "april_gan"
     backbone: str = Field("ViT-L-14-336", description="an open_clip model, or 'mini'")
@@ -235,9 +269,16 @@ class PromptConfig(Section):
         return set() if self.similarity == "prototype" else prototype
 
 
-class RefineConfig(Section):
+class Unrefined(Section):
+    """No refiner: the map is the result; neither SAM nor prompts are needed."""
+
+    method: Literal["none"] = "none"
+
+
+class Cps(Section):
     """CPS: the three decoder passes (equations 9 to 12)."""
 
+    method: Literal["cps"] = "cps"
     multimask: tuple[Switch, Switch, Switch] = Field(
         (True, True, True), description="A10: three masks or one, for each step; PerSAM uses false, true, true"
     )
@@ -327,21 +368,44 @@ class RuntimeConfig(Section):
         return self
 
 
+def _named(default: str) -> Discriminator:
+    """By ``method``; a section that names none is the default's."""
+
+    def method(data: Any) -> Any:
+        return str(data.get("method", default)) if isinstance(data, dict) else getattr(data, "method", None)
+
+    return Discriminator(method)
+
+
+LocaliseConfig = AprilGan
+RefineConfig = Annotated[Annotated[Cps, Tag("cps")] | Annotated[Unrefined, Tag("none")], _named("cps")]
+
+
+def methods_of(field: FieldInfo) -> dict[str, type[Section]]:
+    """The sections that may stand in a field, by method; one without a name if there is no choice."""
+    choices = [get_args(each)[0] if get_args(each) else each for each in get_args(field.annotation)]
+    kinds = choices if get_origin(field.annotation) in (Union, UnionType) else [field.annotation]
+    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+    if len(sections) == 1:
+        return {"": sections[0]}
+    return {str(each.model_fields["method"].default): each for each in sections}
+
+
 class Experiment(Section):
     """A whole run: dataset, one section per stage, and how it is carried out."""
 
     name: Name = "experiment"
     dataset: DatasetConfig = DatasetConfig()
     embed: EmbedConfig = EmbedConfig()
-    localise: LocaliseConfig = LocaliseConfig()
+    localise: LocaliseConfig = AprilGan()
     prompt: PromptConfig = PromptConfig()
-    refine: RefineConfig = RefineConfig()
+    refine: RefineConfig = Cps()
     score: ScoreConfig = ScoreConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
     def _grouping_needs_points(self) -> Experiment:
-        if self.refine.box == "components" and self.prompt.grouping == "component":
+        if isinstance(self.refine, Cps) and self.refine.box == "components" and self.prompt.grouping == "component":
             raise ValueError(
                 "refine.box 'components' and prompt.grouping 'component' both split the image; choose one of them"
             )

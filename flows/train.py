@@ -11,12 +11,12 @@ from cascade.configs.settings import Settings
 from cascade.flows.engines.evaluate import plan_stage, run_stage
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.run.observer import Observer
-from cascade.flows.run.prepare import locate_clip
 from cascade.flows.run.progress import LOGGER, LogReporter
 from cascade.flows.run.reading import lines_of, read_images, remember_checked
 from cascade.storage.errors import ConfigError, CorruptItem
 from cascade.storage.paths import require_writable
 from cascade.storage.weights import locate
+from cascade.tasks.execution.weights import locate_clip
 from cascade.tasks.stage import Run
 from cascade.tasks.tokens import TOKENS
 from cascade.tasks.training.april_gan import Epoch, require_trainable, train_adapter
@@ -59,7 +59,7 @@ def train_april_gan(
     images = read_images(experiment, folder)
     for line in lines_of(images.report.warnings):
         on_warning(line)
-    weights = {"clip": locate_clip(experiment, machine)}
+    weights = {"clip": locate_clip(experiment, machine.weights)}
     if config.start is not None:
         weights["adapter"] = locate(config.start, folder=machine.weights)
     alone = {"more_sides": (), "keep": "tokens"}  # layers are trained on tokens of one side
@@ -75,7 +75,7 @@ def train_april_gan(
 def _train(run: Run, config: TrainConfig, out: Path, told: Observer, on_epoch: Callable[[Epoch], None]) -> list[Epoch]:
     while True:
         run_stage(run, TOKENS, execute_locally, told)
-        tokens = run.artefact(TOKENS.key(run))
+        tokens = TOKENS.artefact(run)
         try:
             return train_adapter(run, config, tokens, out, on_epoch)
         except CorruptItem as error:

@@ -13,9 +13,11 @@ from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import MEAN as MEAN
 from cascade.storage.datasets import ImageRecord
 from cascade.storage.errors import StageError
-from cascade.storage.keys import StageKey, digest_of
+from cascade.storage.keys import digest_of
 from cascade.tasks import score, tally
-from cascade.tasks.stage import Run, Stage, StageItem
+from cascade.tasks.score import SCORE
+from cascade.tasks.stage import Run, Stage, StageItem, no_roles, refines
+from cascade.tasks.tally import TALLY
 
 VERSION = 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
@@ -33,12 +35,6 @@ each image score there is, and how often each of SAM's three masks was chosen, a
 COUNTS = ("n_images", "n_anomalous", "n_no_prompt", "n_no_prompt_anomalous")
 
 
-def key(run: Run) -> StageKey:
-    """The scores and their sums, and nothing else; which images are averaged is the item's identity."""
-    upstream = {"score": score.key(run).digest, "tally": tally.key(run).digest}
-    return StageKey("aggregate", VERSION, {}, upstream)
-
-
 def items(run: Run) -> list[StageItem]:
     """One item: the set of all images with their categories and labels."""
     members = [[score.item_id(run, record), record.category, record.label] for record in run.manifest]
@@ -52,12 +48,12 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Write ``rows``: one for each category and step, then one mean for each step; ``None`` where undefined."""
-    scores = run.artefact(score.key(run))
+    scores = SCORE.artefact(run)
     rows: list[dict[str, Any]] = []
     for category in run.manifest.categories:
         records = [record for record in run.manifest if record.category == category]
         rows += _category_rows(run, scores, category, records)
-    rows += [_mean_row(step, [row for row in rows if row["step"] == step]) for step in score.STEPS]
+    rows += [_mean_row(step, [row for row in rows if row["step"] == step]) for step in run.steps]
     (item,) = items
     artefact.write(item.id, {}, {"rows": rows})
 
@@ -65,7 +61,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 def table_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of a finished run."""
     (item,) = items(run)
-    rows: list[dict[str, Any]] = run.artefact(key(run)).read(item.id).record["rows"]
+    rows: list[dict[str, Any]] = AGGREGATE.artefact(run).read(item.id).record["rows"]
     return rows
 
 
@@ -96,9 +92,11 @@ def _category_rows(run: Run, scores: Artefact, category: str, records: Sequence[
         "n_no_prompt": sum(own["no_prompt"] for own in every),
         "n_no_prompt_anomalous": sum(own["no_prompt"] for own, label in known if label),
     }
-    prompted = {"good_prompted": 1 - float(np.mean([own["no_prompt"] for own in good])) if good else None}
+    prompted: dict[str, float | None] = {"good_prompted": None}
+    if good and refines(run):
+        prompted = {"good_prompted": 1 - float(np.mean([each["no_prompt"] for each in good]))}
     rows = []
-    for index, step in enumerate(score.STEPS):
+    for index, step in enumerate(run.steps):
         usable = complete and bool(totals[index].positives.any()) and bool(totals[index].negatives.any())
         both = len(set(labels)) == 2
         metrics = _cells(
@@ -148,4 +146,15 @@ def _mean_row(step: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"category": MEAN, "step": step} | counts | means
 
 
-AGGREGATE = Stage("aggregate", key, items, arrays, compute)
+AGGREGATE = Stage(
+    name="aggregate",
+    version=lambda run: VERSION,
+    config=lambda run: {},  # the scores and their sums, and nothing else; the images are the item's identity
+    upstream=(SCORE, TALLY),
+    roles=no_roles,
+    items=items,
+    arrays=arrays,
+    compute=compute,
+    records=lambda run, items: run.manifest.records,
+    central=True,
+)

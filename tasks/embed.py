@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import read_image
-from cascade.storage.keys import StageKey
-from cascade.tasks import localise, tokens
-from cascade.tasks.execution.photographs import keep_for_clip
 from cascade.tasks.execution.threads import batches, encoded_at_once, pinned, read_ahead, written_behind
-from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, require_finite, worded_id
+from cascade.tasks.localise import LOCALISE
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, image_items, localised_id, refines, require_finite
+from cascade.tasks.tokens import TOKENS
 
 VERSION = 1
 
 
-def key(run: Run) -> StageKey:
-    """Encoder, its weights, and how the image is given to it."""
-    embed = run.experiment.embed
-    unused = () if embed.image == "square" else ("square_side",)
-    config = config_of(embed, "weights", "sha256", *unused)
-    return StageKey("embed", VERSION, config, weights={"sam": run.weights["sam"].sha256})
+def config(run: Run) -> dict[str, Any]:
+    """The encoder, and how the image is given to it."""
+    return config_of(run.experiment.embed, "weights", "sha256")
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
@@ -28,7 +25,10 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     from cascade.backbones.sam.build import embedding_shape
     from cascade.tasks.execution.networks import compiles, sam_of
 
-    sam_of(run), compiles(run)  # what cannot work is refused before anything is written
+    (
+        sam_of(run.experiment, run.weights),
+        compiles(run.experiment.runtime),
+    )  # what cannot work is refused before anything is written
     return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
 
 
@@ -40,19 +40,19 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     from cascade.tasks.execution.networks import compiles, sam_of
 
     config = run.experiment.embed
-    sam = sam_of(run)
+    sam = sam_of(run.experiment, run.weights)
     side = sam.image_encoder.img_size
-    bf16, fused, compiled = config.precision == "bf16", config.attention == "fused", compiles(run)
+    bf16, fused, compiled = config.precision == "bf16", config.attention == "fused", compiles(run.experiment.runtime)
     at_once = encoded_at_once(config.batch_size, sam.device)
 
-    for_clip = _clip_will_look_at(run, items)
+    wanted = _localiser_will_look_at(run, items)
 
     def read(item: StageItem) -> torch.Tensor:
         photograph = read_image(run.image_path(item.record), item.record.white)
-        if item.record.image_id in for_clip:
-            squares = keep_for_clip(run, item.record, photograph)
-            if config.image == "square":
-                photograph = squares.get(config.square_side, photograph)  # scaling it to its own size changes nothing
+        if item.record.image_id in wanted:
+            squares = run.photographs.keep(item.record.image_id, photograph, run.localiser.sides)
+            if config.image == "square":  # scaling it to its own size changes nothing
+                photograph = next((each for each in squares if len(each) == config.square_side), photograph)
         image = to_input(photograph, config.image, side, config.square_side)
         return pinned(torch.from_numpy(image), sam.device)
 
@@ -65,15 +65,24 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
                 write(item.id, {"embedding": embedding}, {})
 
 
-def _clip_will_look_at(run: Run, items: Sequence[StageItem]) -> set[str]:
-    """Images that CLIP has not seen and will in this process; the workers of other runners share no memory."""
+def _localiser_will_look_at(run: Run, items: Sequence[StageItem]) -> set[str]:
+    """Images that the localiser has not seen and will in this process; other processes share no memory."""
     if run.experiment.runtime.runner != "threads":
         return set()
-    if run.experiment.localise.keep == "tokens":
-        return run.artefact(tokens.key(run)).missing(item.record.image_id for item in items)
-    maps = run.artefact(localise.key(run))
-    worded = {worded_id(run, item.record): item.record.image_id for item in items}
-    return {worded[name] for name in maps.missing(worded)}
+    if TOKENS.applies(run):
+        return TOKENS.artefact(run).missing(item.record.image_id for item in items)
+    localised = {localised_id(run, item.record): item.record.image_id for item in items}
+    return {localised[name] for name in LOCALISE.artefact(run).missing(localised)}
 
 
-EMBED = Stage("embed", key, image_items, arrays, compute)
+EMBED = Stage(
+    name="embed",
+    version=lambda run: VERSION,
+    config=config,
+    upstream=(),
+    roles=lambda run: ("sam",),
+    items=image_items,
+    arrays=arrays,
+    compute=compute,
+    applies=refines,
+)

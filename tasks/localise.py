@@ -1,72 +1,82 @@
-"""Stage ``localise``: where CLIP, asked in words, sees something wrong."""
+"""Stage ``localise``: where a localiser sees something wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from cascade.localisers.protocol import AnomalyMap
 from cascade.storage.artefacts import ArraySpec, Artefact
-from cascade.storage.keys import StageKey
 from cascade.tasks import tokens
 from cascade.tasks.execution.threads import written_behind
-from cascade.tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+from cascade.tasks.stage import Run, Stage, StageItem, localised_items, require_finite
 from cascade.tasks.words import text_features
 
-VERSION = 2
+if TYPE_CHECKING:
+    from cascade.frames import Size
 
 
-def key(run: Run) -> StageKey:
-    """Model, adapter, the sentences themselves (not the name of their file), the input size, and tokens if kept."""
+def config(run: Run) -> dict[str, Any]:
+    """The method, its options, and the sentences themselves (not the name of their file)."""
     from cascade.tasks.ensembles import load_ensemble
 
-    config = config_of(
-        run.experiment.localise,
-        "weights",
-        "sha256",
-        "pretrained",
-        "adapter",
-        "adapter_sha256",
-        "adapter_trained_on",
-        "prompts",
-        "keep",
-    )
-    config["sentences"] = load_ensemble(run.experiment.localise.prompts).as_data()
-    weights = {role: run.weights[role].sha256 for role in ("clip", "adapter")}
-    upstream = {"tokens": tokens.key(run).digest} if run.experiment.localise.keep == "tokens" else {}
-    return StageKey("localise", VERSION, config, upstream, weights)
+    options = run.experiment.localise.key_options()
+    if run.localiser.WORDS:
+        options["sentences"] = load_ensemble(run.experiment.localise.prompts).as_data()
+    return options
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
-    """``logits`` [L, 2, grid, grid] float32: both logits of each block, on the grid of the largest input."""
-    from cascade.tasks.execution.networks import adapter_of, check_vision, clip_config, clip_of
+    """Those of the localiser."""
+    from cascade.tasks.execution.networks import networks_of
 
-    config = run.experiment.localise
-    clip = clip_config(config.backbone)
-    check_vision(config, clip)
-    clip_of(run), adapter_of(run)  # checkpoints that do not fit are refused before anything is written
-    grid = max(config.sides) // clip["vision_cfg"]["patch_size"]
-    return {"logits": ArraySpec((len(config.layers), 2, grid, grid), "float32")}
+    kept = run.localiser.arrays(networks_of(run.experiment, run.weights))
+    return {name: ArraySpec(each.shape, each.dtype) for name, each in kept.items()}
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
-    """Compare the tokens of images with the text features of their class, and store the logits."""
+    """Compare what is seen with the words of each image's class, and store what comes of it."""
     import torch
 
-    from cascade.localisers.april_gan import grid_logits, image_score, mean_logits
-    from cascade.tasks.execution.networks import adapter_of
+    from cascade.tasks.execution.networks import networks_of
 
-    adapter = adapter_of(run)
-    texts = text_features(run, {run.words(item.record) for item in items})
-    looked = tokens.kept(run, items) if run.experiment.localise.keep == "tokens" else tokens.looked_at(run, items)
+    localiser, networks = run.localiser, networks_of(run.experiment, run.weights)
+    texts = text_features(run, {run.words(item.record) for item in items}) if localiser.WORDS else {}
+    looked = tokens.kept(run, items) if tokens.TOKENS.applies(run) else tokens.looked_at(run, items)
     with written_behind(artefact) as write:
-        for batch, views in looked:
-            text = torch.stack([texts[run.words(item.record)] for item in batch])
-            with torch.inference_mode():
-                logits = mean_logits([grid_logits(adapter, each.blocks, text) for each in views]).cpu().numpy()
-                scores = image_score(views[0].pooled, text).cpu().numpy()
-            for item, own, score in zip(batch, logits, scores, strict=True):
-                require_finite("localise", item.record, own)
-                require_finite("localise", item.record, score)
-                write(item.id, {"logits": own}, {"image_score": float(score)})
+        for batch, looks in looked:
+            text = torch.stack([texts[run.words(item.record)] for item in batch]) if texts else None
+            found, scores = localiser.compare(networks, looks, text)
+            for index, item in enumerate(batch):
+                mine = {name: values[index] for name, values in found.items()}
+                for values in (*mine.values(), scores[index]):
+                    require_finite("localise", item.record, values)
+                write(item.id, mine, {"image_score": float(scores[index])})
 
 
-LOCALISE = Stage("localise", key, worded_items, arrays, compute)
+class Maps:
+    """The maps of a run, each in any size; what prompt, refine and score read."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._artefact = LOCALISE.artefact(run)
+
+    def of(self, item: str, size: Size) -> AnomalyMap:
+        """The map of an item in a frame of ``size`` (height, width) that spans the image."""
+        return self._run.localiser.map_of(self._artefact.read(item).arrays, size)
+
+    def image_score(self, item: str) -> float:
+        """The localiser's own score of an image."""
+        return float(self._artefact.record(item)["image_score"])
+
+
+LOCALISE = Stage(
+    name="localise",
+    version=lambda run: run.localiser.VERSION,
+    config=config,
+    upstream=(tokens.TOKENS,),
+    roles=lambda run: run.localiser.ROLES,
+    items=localised_items,
+    arrays=arrays,
+    compute=compute,
+)

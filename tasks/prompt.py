@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +12,16 @@ from numpy.typing import NDArray
 from cascade.configs.schema import Frame, PromptConfig
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import ImageRecord
-from cascade.storage.keys import StageKey
-from cascade.tasks import embed, localise
+from cascade.tasks.embed import EMBED
 from cascade.tasks.execution.threads import on_every_core, read_ahead
-from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_items
+from cascade.tasks.localise import LOCALISE, Maps
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, localised_items, no_roles, refines
 
 if TYPE_CHECKING:
+    from cascade.prompts.image import ImagePrompts
     from cascade.prompts.ppg import PromptOptions
 
 VERSION = 2
-
-
-def key(run: Run) -> StageKey:
-    """Every choice of PPG, and the two artefacts that it reads."""
-    upstream = {"embed": embed.key(run).digest, "localise": localise.key(run).digest}
-    return StageKey("prompt", VERSION, config_of(run.experiment.prompt), upstream)
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
@@ -34,51 +30,33 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
-    """Find the points of each image and record them in pixels of the original image.
-
-    The record holds ``threshold``, ``frame`` (height, width) and ``sets``; a set holds ``points`` [[x, y], ...] in
-    original pixels, ``labels``, ``values``, ``box`` of the dilated S_a (prompt frame), ``area`` and ``empty_ring``.
-    """
+    """Find the points of each image; the record is an ``ImagePrompts`` of ``cascade.prompts.image`` as plain data."""
     import torch
 
     from cascade.backbones.sam.build import input_side
     from cascade.backbones.sam.image import input_frame
-    from cascade.frames import scale_points
-    from cascade.localisers.april_gan import anomaly_map, logit_margin
-    from cascade.prompts.ppg import generate_prompts
+    from cascade.prompts.image import image_prompts
 
-    config = run.experiment.prompt
-    options = prompt_options(config)
-    side = input_side(run.experiment.embed.backbone)
-    maps, embeddings = run.artefact(localise.key(run)), run.artefact(embed.key(run))
+    config, embed = run.experiment.prompt, run.experiment.embed
+    options, side = prompt_options(config), input_side(embed.backbone)
+    maps, embeddings = Maps(run), EMBED.artefact(run)
 
-    def read(item: StageItem) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        embedding = embeddings.read(item.record.image_id)
-        return maps.read(item.id).arrays["logits"], embedding.arrays["embedding"]
+    def read(item: StageItem) -> NDArray[np.float16]:
+        return embeddings.read(item.record.image_id).arrays["embedding"]
 
-    def find(entry: tuple[StageItem, tuple[NDArray[np.float32], NDArray[np.float16]]]) -> dict[str, Any]:
-        record, (own_logits, own_embedding) = entry[0].record, entry[1]
-        image_size, size = (record.height, record.width), frame_size(config.frame, record)
-        logits, embedding = torch.from_numpy(own_logits)[None], torch.from_numpy(own_embedding).float()
-        frame = input_frame(image_size, run.experiment.embed.image, side)
-        prompts = generate_prompts(
-            anomaly_map(logits, size)[0].numpy(), logit_margin(logits, size)[0].numpy(), embedding, frame, options
+    def find(entry: tuple[StageItem, NDArray[np.float16]]) -> ImagePrompts:
+        item, embedding = entry
+        image_size = (item.record.height, item.record.width)
+        return image_prompts(
+            maps.of(item.id, frame_size(config.frame, item.record)),
+            torch.from_numpy(embedding).float(),
+            image_size,
+            input_frame(image_size, embed.image, side),
+            options,
         )
-        sets = [
-            {
-                "points": scale_points(own.points, size, image_size).tolist(),
-                "labels": own.labels.tolist(),
-                "values": np.round(own.values, 7).tolist(),
-                "box": own.box.tolist(),
-                "area": own.area,
-                "empty_ring": own.empty_ring,
-            }
-            for own in prompts.sets
-        ]
-        return {"threshold": prompts.threshold, "frame": list(size), "sets": sets}
 
-    for (item, _), record in on_every_core(read_ahead(items, read), find):
-        artefact.write(item.id, {}, record)
+    for (item, _), prompts in on_every_core(read_ahead(items, read), find):
+        artefact.write(item.id, {}, asdict(prompts))
 
 
 def frame_size(frame: Frame, record: ImageRecord) -> tuple[int, int]:
@@ -100,4 +78,14 @@ def prompt_options(config: PromptConfig) -> PromptOptions:
     return PromptOptions(**flat)
 
 
-PROMPT = Stage("prompt", key, worded_items, arrays, compute)
+PROMPT = Stage(
+    name="prompt",
+    version=lambda run: VERSION,
+    config=lambda run: config_of(run.experiment.prompt),
+    upstream=(EMBED, LOCALISE),
+    roles=no_roles,
+    items=localised_items,
+    arrays=arrays,
+    compute=compute,
+    applies=refines,
+)

@@ -1,4 +1,4 @@
-"""Stage ``refine``: CPS, three passes of SAM's decoder for each set of point prompts."""
+"""Stage ``refine``: a refiner's steps for each set of point prompts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.storage.artefacts import ArraySpec, Artefact
-from cascade.storage.keys import StageKey
-from cascade.tasks import embed, localise, prompt
-from cascade.tasks.execution.shards import shards_of
+from cascade.refiners.merging import ImageMasks, merge_sets
+from cascade.refiners.protocol import Refined, Row
+from cascade.storage.artefacts import ArraySpec, Artefact, Item
+from cascade.tasks.embed import EMBED
 from cascade.tasks.execution.threads import Write, batches, on_every_core, read_ahead, written_behind
-from cascade.tasks.stage import Run, Stage, StageItem, config_of, require_finite, worded_items
+from cascade.tasks.localise import Maps
+from cascade.tasks.prompt import PROMPT
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, localised_items, refines, require_finite
 
 if TYPE_CHECKING:
-    from cascade.refiners.cps import Cascade, Row
-
-VERSION = 2
-STEPS = ("points", "points+logits", "points+box+logits")
-_MASKS = 3
+    from cascade.frames import InputFrame
 
 
 @dataclass(frozen=True)
@@ -35,23 +33,22 @@ class _Job:
     frame: tuple[int, int]
 
 
-def key(run: Run) -> StageKey:
-    """Every choice of CPS, the decoder's weights, and the artefacts that it reads."""
-    upstream = {"embed": embed.key(run).digest, "prompt": prompt.key(run).digest}
-    config = config_of(run.experiment.refine)
-    return StageKey("refine", VERSION, config, upstream, weights={"sam": run.weights["sam"].sha256})
+def config(run: Run) -> dict[str, Any]:
+    """Every choice of the refiner. CPS goes without its name, as when it was the only one, so that its keys stay."""
+    options = config_of(run.experiment.refine)
+    return {name: value for name, value in options.items() if (name, value) != ("method", "cps")}
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
-    """``logits`` [3 steps, 3 masks, 4·grid, 4·grid] float16; a step with one mask fills the first."""
+    """``logits`` [steps, masks, 4·grid, 4·grid] float16; a step with fewer masks fills the first."""
     from cascade.backbones.sam.build import embedding_shape
 
     side = 4 * embedding_shape(run.experiment.embed.backbone)[-1]
-    return {"logits": ArraySpec((len(STEPS), _MASKS, side, side), "float16")}
+    return {"logits": ArraySpec((len(run.refiner.STEPS), run.refiner.MASKS, side, side), "float16")}
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
-    """Run the cascade, a batch of equally many points at a time, and store every step.
+    """Refine a batch of sets of equally many points at a time, and store every step.
 
     A matrix product may round differently in a batch of another size, so batches are those of the whole shard, whatever
     of it is in the store: a run that was stopped and goes on leaves the same bytes as one that was not.
@@ -59,67 +56,66 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     The record holds ``no_prompt`` alone for an image without prompt (and no array is written); else also
     ``box_fallback``, ``empty_ring`` and, by step, ``predicted_iou``, ``chosen`` and ``boxes`` (prompt frame).
     """
-    prompts = run.artefact(prompt.key(run))
+    prompts = PROMPT.artefact(run)
     wanted = {item.id for item in items}
     jobs: list[_Job] = []
-    for item in _shards_with(run, wanted):
+    for item in localised_items(run):
         record = prompts.read(item.id).record
         if not record["sets"] and item.id in wanted:
             artefact.write(item.id, {}, {"no_prompt": True})
-        for number, own in enumerate(record["sets"]):
-            jobs.append(_Job(item, number, own, (record["frame"][0], record["frame"][1])))
+        for number, each in enumerate(record["sets"]):
+            jobs.append(_Job(item, number, each, (record["frame"][0], record["frame"][1])))
 
     sets_of = Counter(job.item.id for job in jobs)
-    finished: dict[str, list[tuple[_Job, Cascade]]] = defaultdict(list)
+    finished: dict[str, list[tuple[_Job, Refined]]] = defaultdict(list)
     with written_behind(artefact) as write:
-        for job, cascade in _cascades(run, jobs, wanted):
+        for job, refined in _refined(run, jobs, wanted):
             if job.item.id not in wanted:
                 continue
-            own = finished[job.item.id]
-            own.append((job, cascade))
-            if len(own) == sets_of[job.item.id]:
-                _store(write, job.item, finished.pop(job.item.id))
+            parts = finished[job.item.id]
+            parts.append((job, refined))
+            if len(parts) == sets_of[job.item.id]:
+                _store(run, write, job.item, finished.pop(job.item.id))
 
 
-def _shards_with(run: Run, wanted: Collection[str]) -> list[StageItem]:
-    """All items of the shards that hold those wanted."""
-    shards = shards_of(worded_items(run), run.experiment.runtime.shard_size)
-    return [item for shard in shards if any(each.id in wanted for each in shard) for item in shard]
+def masks_of(item: Item) -> ImageMasks | None:
+    """What the artefact holds of an image; ``None`` if it got no prompt."""
+    if item.record["no_prompt"]:
+        return None
+    names = ("predicted_iou", "chosen", "boxes", "box_fallback")
+    return ImageMasks(item.arrays["logits"], **{name: item.record[name] for name in names})
 
 
-def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterator[tuple[_Job, Cascade]]:
-    """Each job of a batch that has a wanted item, with its cascade.
+def _refined(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterator[tuple[_Job, Refined]]:
+    """Each job of a batch that has a wanted item, with what became of it.
 
     Rows of a batch have equally many points, so nothing is padded.
     """
     import torch
 
     from cascade.frames import scale_points
-    from cascade.refiners.cps import CascadeOptions, run_cascade
     from cascade.tasks.execution.networks import decoder_of, device_of
 
     if not jobs:
         return
-    config = run.experiment.refine
-    options = CascadeOptions(**config.model_dump(exclude={"decoder", "precision", "batch_size"}))
-    decode, device = decoder_of(run), device_of(run)
-    embeddings = run.artefact(embed.key(run))
+    size = getattr(run.experiment.refine, "batch_size", 1)
+    decode, device = decoder_of(run.experiment, run.weights), device_of(run.experiment.runtime)
+    embeddings, maps = EMBED.artefact(run), Maps(run) if run.refiner.needs_map else None
 
-    def cascaded(batch: Sequence[tuple[_Job, NDArray[np.float16]]]) -> list[Cascade]:
-        rows = [_row(run, job, options.choice == "agreement") for job, _ in batch]
+    def refine(batch: Sequence[tuple[_Job, NDArray[np.float16]]]) -> list[Refined]:
+        rows = [_row(run, job, maps) for job, _ in batch]
         points = [
             scale_points(
                 np.array(job.prompts["points"]), (job.item.record.height, job.item.record.width), row.frame.size
             )
             for (job, _), row in zip(batch, rows, strict=True)
         ]
-        return run_cascade(
+        return run.refiner.refine(
             decode,
             torch.from_numpy(np.stack([embedding for _, embedding in batch])).to(device).float(),
             torch.from_numpy(np.stack(points)).float().to(device),
             torch.tensor([job.prompts["labels"] for job, _ in batch], device=device),
             rows,
-            options,
         )
 
     buckets: dict[int, list[_Job]] = defaultdict(list)
@@ -128,63 +124,59 @@ def _cascades(run: Run, jobs: Sequence[_Job], wanted: Collection[str]) -> Iterat
 
     def read_batches() -> Iterator[list[tuple[_Job, NDArray[np.float16]]]]:
         for _, bucket in sorted(buckets.items()):
-            whole = list(batches(bucket, config.batch_size))
+            whole = list(batches(bucket, size))
             jobs_to_do = [job for batch in whole if any(each.item.id in wanted for each in batch) for job in batch]
             read = read_ahead(jobs_to_do, lambda job: embeddings.read(job.item.record.image_id).arrays["embedding"])
-            yield from batches(read, config.batch_size)
+            yield from batches(read, size)
 
-    for batch, cascades in on_every_core(read_batches(), cascaded, device):
-        yield from zip([job for job, _ in batch], cascades, strict=True)
+    for batch, refined in on_every_core(read_batches(), refine, device):
+        yield from zip([job for job, _ in batch], refined, strict=True)
 
 
-def _row(run: Run, job: _Job, with_map: bool) -> Row:
-    from cascade.backbones.sam.build import embedding_shape, input_side
+def input_frame_of(run: Run, item: StageItem) -> InputFrame:
+    """Where an image lies in the input of the run's SAM."""
+    from cascade.backbones.sam.build import input_side
     from cascade.backbones.sam.image import input_frame
+
+    embed = run.experiment.embed
+    return input_frame((item.record.height, item.record.width), embed.image, input_side(embed.backbone))
+
+
+def _row(run: Run, job: _Job, maps: Maps | None) -> Row:
+    from cascade.backbones.sam.build import embedding_shape
     from cascade.frames import grid_coverage
-    from cascade.refiners.cps import Row
 
-    record, backbone = job.item.record, run.experiment.embed.backbone
-    frame = input_frame((record.height, record.width), run.experiment.embed.image, input_side(backbone))
-    anomaly = None
-    if with_map:
-        import torch
-
-        from cascade.localisers.april_gan import anomaly_map
-
-        logits = run.artefact(localise.key(run)).read(job.item.id).arrays["logits"]
-        whole = anomaly_map(torch.from_numpy(logits)[None], job.frame)[0].numpy()
-        anomaly = grid_coverage(whole, frame, 4 * embedding_shape(backbone)[-1])
+    frame, anomaly = input_frame_of(run, job.item), None
+    if maps is not None:
+        side = 4 * embedding_shape(run.experiment.embed.backbone)[-1]
+        anomaly = grid_coverage(maps.of(job.item.id, job.frame).values, frame, side)
     return Row(frame, job.frame, np.array(job.prompts["box"]), anomaly)
 
 
-def _store(write: Write, item: StageItem, parts: Sequence[tuple[_Job, Cascade]]) -> None:
-    """Write one image's three steps; several sets of prompts are merged by the maximum of their chosen masks (A14)."""
+def _store(run: Run, write: Write, item: StageItem, parts: Sequence[tuple[_Job, Refined]]) -> None:
+    """Write one image's steps, its sets of prompts merged."""
     parts = sorted(parts, key=lambda part: part[0].number)
-    steps = []
-    for index in range(len(STEPS)):
-        own = [cascade.steps[index] for _, cascade in parts]
-        if len(own) == 1:
-            logits, predicted_iou, chosen = own[0].logits, own[0].predicted_iou, own[0].chosen
-        else:
-            logits = np.max([step.logits[step.chosen] for step in own], axis=0)[None]
-            predicted_iou = np.mean([step.predicted_iou[[step.chosen]] for step in own], axis=0)
-            chosen = 0
-        boxes = [box.tolist() for step in own for box in step.boxes]
-        steps.append((logits, [float(value) for value in predicted_iou], chosen, boxes))
-
-    stored = np.zeros((len(STEPS), _MASKS, *steps[0][0].shape[1:]), dtype=np.float16)
-    for index, (logits, *_) in enumerate(steps):
-        stored[index, : len(logits)] = logits
-    require_finite("refine", item.record, stored)
+    masks = merge_sets([refined for _, refined in parts], run.refiner.MASKS)
+    require_finite("refine", item.record, masks.logits)
     record = {
         "no_prompt": False,
-        "box_fallback": any(cascade.box_fallback for _, cascade in parts),
+        "box_fallback": masks.box_fallback,
         "empty_ring": any(job.prompts["empty_ring"] for job, _ in parts),
-        "predicted_iou": [step[1] for step in steps],
-        "chosen": [step[2] for step in steps],
-        "boxes": [step[3] for step in steps],
+        "predicted_iou": masks.predicted_iou,
+        "chosen": masks.chosen,
+        "boxes": masks.boxes,
     }
-    write(item.id, {"logits": stored}, record)
+    write(item.id, {"logits": masks.logits}, record)
 
 
-REFINE = Stage("refine", key, worded_items, arrays, compute)
+REFINE = Stage(
+    name="refine",
+    version=lambda run: run.refiner.VERSION,
+    config=config,
+    upstream=(EMBED, PROMPT),
+    roles=lambda run: ("sam",),
+    items=localised_items,
+    arrays=arrays,
+    compute=compute,
+    applies=refines,
+)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,16 @@ from cascade.metrics import N_BINS, ScoreHistogram
 from cascade.storage.artefacts import ArraySpec, Artefact, Item
 from cascade.storage.datasets import ImageRecord, mask_in_frame, read_mask
 from cascade.storage.errors import DataError
-from cascade.storage.keys import StageKey
-from cascade.tasks import localise, prompt, refine
 from cascade.tasks.execution.threads import on_every_core
-from cascade.tasks.prompt import frame_size
-from cascade.tasks.stage import Run, Stage, StageItem, config_of, worded_id
+from cascade.tasks.localise import LOCALISE, Maps
+from cascade.tasks.prompt import PROMPT, frame_size, prompt_options
+from cascade.tasks.refine import REFINE, input_frame_of, masks_of
+from cascade.tasks.stage import Run, Stage, StageItem, config_of, localised_id, no_roles, refines
+
+if TYPE_CHECKING:
+    from cascade.refiners.merging import ImageMasks
 
 VERSION = 3
-STEPS = ("clip", *refine.STEPS)
 HISTOGRAMS = ("negatives", "positives", "regions")
 _KEPT = slice(N_BINS // 2, N_BINS // 2 + 16_385)
 """The bins of 0 to 2: no fusion makes other scores (``cascade.fusion.fuse``)."""
@@ -28,18 +30,16 @@ _KEPT = slice(N_BINS // 2, N_BINS // 2 + 16_385)
 _Scored = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 
 
-def key(run: Run) -> StageKey:
-    """Fusion and evaluation frame, and the artefacts that it reads."""
-    upstream = {
-        name: stage.key(run).digest for name, stage in (("localise", localise), ("prompt", prompt), ("refine", refine))
-    }
-    return StageKey("score", VERSION, config_of(run.experiment.score), upstream)
+def config(run: Run) -> dict[str, Any]:
+    """Fusion and evaluation frame; without a refiner also where the map is cut, for which there is no prompt then."""
+    options = config_of(run.experiment.score)
+    return options if refines(run) else options | {"threshold": run.experiment.prompt.threshold.in_force()}
 
 
 def item_id(run: Run, record: ImageRecord) -> str:
     """The identity of an image, its words and what is held to be true of it: mask digest, or label."""
     truth = record.mask_id or {0: "good", 1: "unmasked", None: "unknown"}[record.label]
-    return f"{worded_id(run, record)}/{truth}"
+    return f"{localised_id(run, record)}/{truth}"
 
 
 def items(run: Run) -> list[StageItem]:
@@ -49,42 +49,55 @@ def items(run: Run) -> list[StageItem]:
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
-    """``scores_<H>x<W>`` [4, H, W] float16, ``truth_<H>x<W>`` packed bits, and by step the three histograms.
+    """``scores_<H>x<W>`` [steps, H, W] float16, ``truth_<H>x<W>`` packed bits, and by step the three histograms.
 
     ``negatives`` and ``positives`` are counts and ``regions`` are positives weighted by 1/(size of their region), each
-    [4, 16385] over the float16 values from 0 to 2 in ascending order.
+    [steps, 16385] over the float16 values from 0 to 2 in ascending order. The map is the first step.
     """
     sizes = {frame_size(run.experiment.score.frame, item.record) for item in items}
-    specs = histogram_specs("uint32")
+    steps = len(run.steps)
+    specs = histogram_specs("uint32", steps)
     for height, width in sorted(sizes):
-        specs[f"scores_{height}x{width}"] = ArraySpec((len(STEPS), height, width), "float16")
+        specs[f"scores_{height}x{width}"] = ArraySpec((steps, height, width), "float16")
         specs[f"truth_{height}x{width}"] = ArraySpec(((height * width + 7) // 8,), "uint8", compress=True)
     return specs
 
 
-def histogram_specs(counts: str) -> dict[str, ArraySpec]:
+def histogram_specs(counts: str, steps: int) -> dict[str, ArraySpec]:
     """The arrays of ``HISTOGRAMS``, with the dtype ``counts`` for those of whole pixels."""
-    shape = (len(STEPS), _KEPT.stop - _KEPT.start)
+    shape = (steps, _KEPT.stop - _KEPT.start)
     return {name: ArraySpec(shape, "float64" if name == "regions" else counts, compress=True) for name in HISTOGRAMS}
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Fuse, count and store each image.
 
-    The record holds ``frame``, ``truth`` (whether pixels could be compared), ``regions`` (connected parts of the mask),
-    ``no_prompt``, ``clip_score``, and by step ``image_score``, ``max_score``, ``top_score``, ``mask_area`` (share of
-    the frame), ``mask_iou`` and ``chosen``: which of three masks went on, ``None`` where there was no choice.
+    The record holds ``frame``, ``truth`` (whether pixels could be compared), ``regions`` (connected parts of the
+    mask), ``no_prompt``, ``clip_score`` (the localiser's own), and by step ``image_score``, ``max_score``,
+    ``top_score``, ``mask_area`` (share of the frame), ``mask_iou`` and ``chosen``: which of several masks went on,
+    ``None`` where there was no choice. Without a refiner it holds ``threshold``, where the map was cut.
     """
-    maps, prompts, masks = (run.artefact(stage.key(run)) for stage in (localise, prompt, refine))
+    from cascade.fusion import FusionOptions
+    from cascade.prompts.ppg import extreme_threshold
+    from cascade.scoring import pixel_scores
+
+    maps, config = Maps(run), run.experiment.score
+    prompts, refined = PROMPT.artefact(run), REFINE.artefact(run) if refines(run) else None
+    fusion = FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))
+    cut = prompt_options(run.experiment.prompt)
 
     def scored(item: StageItem) -> _Scored:
-        worded = worded_id(run, item.record)
-        localised, refined = maps.read(worded), masks.read(worded)
-        threshold = prompts.read(worded).record["threshold"]
-        scores, segments = _scores(run, item.record, localised.arrays["logits"], threshold, refined)
-        chosen = {"no_prompt": refined.record["no_prompt"], "chosen": [None, *_choices(refined.record)]}
-        stored, record = _compared(run, item.record, scores, segments, localised.record["image_score"])
-        return stored, record | chosen
+        name, steps = localised_id(run, item.record), len(run.refiner.STEPS)
+        values = maps.of(name, frame_size(config.frame, item.record)).values
+        if refined is None:
+            threshold, masks = extreme_threshold(values, cut), None
+        else:
+            threshold, masks = prompts.read(name).record["threshold"], masks_of(refined.read(name))
+        scores, segments = pixel_scores(values, threshold, masks, steps, input_frame_of(run, item), fusion)
+        stored, record = _compared(run, item.record, scores, segments, maps.image_score(name))
+        no_prompt = refined is not None and masks is None
+        record |= {"no_prompt": no_prompt, "chosen": [None, *_choices(masks, steps)]}
+        return stored, record if refined is not None else record | {"threshold": threshold}
 
     for item, (found, record) in on_every_core(items, scored):
         artefact.write(item.id, found, record)
@@ -104,7 +117,7 @@ def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:
 def histograms(item: Item) -> list[ScoreHistogram]:
     """The histogram of each step, from an item with ``HISTOGRAMS`` and the record ``regions``."""
     found = []
-    for index in range(len(STEPS)):
+    for index in range(len(item.arrays[HISTOGRAMS[0]])):
         whole = ScoreHistogram.empty()
         for name in HISTOGRAMS:
             getattr(whole, name)[_KEPT] = item.arrays[name][index]
@@ -113,7 +126,7 @@ def histograms(item: Item) -> list[ScoreHistogram]:
 
 
 def stored_histograms(scores: NDArray[np.float16], truth: NDArray[np.bool_]) -> tuple[dict[str, NDArray[Any]], int]:
-    """The arrays of ``HISTOGRAMS`` of one image's scores [4, H, W] in [0, 2], and the number of its regions."""
+    """The arrays of ``HISTOGRAMS`` of one image's scores [steps, H, W] in [0, 2], and the number of its regions."""
     from cascade.metrics import region_weights, score_histogram
 
     weights, regions = region_weights(truth)
@@ -124,65 +137,28 @@ def stored_histograms(scores: NDArray[np.float16], truth: NDArray[np.bool_]) -> 
     return {name: own if name == "regions" else own.astype(np.uint32) for name, own in kept.items()}, regions
 
 
-def _scores(
-    run: Run, record: ImageRecord, grid_logits: NDArray[Any], threshold: float, refined: Item
-) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-    """Scores and segmented pixels [4, H, W] of the CLIP map and the three steps."""
-    import torch
-
-    from cascade.backbones.sam.build import input_side
-    from cascade.backbones.sam.image import input_frame
-    from cascade.frames import logits_in_frame
-    from cascade.fusion import FusionOptions, fuse, smooth
-    from cascade.localisers.april_gan import anomaly_map
-
-    config, embedding = run.experiment.score, run.experiment.embed
-    options = FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))
-    size = frame_size(config.frame, record)
-    clip_map = anomaly_map(torch.from_numpy(grid_logits)[None], size)[0].numpy()
-    smoothed = smooth(clip_map, options)
-    scores, segments = [clip_map], [clip_map >= threshold]
-    frame = input_frame((record.height, record.width), embedding.image, input_side(embedding.backbone))
-    for index in range(len(refine.STEPS)):
-        if refined.record["no_prompt"]:
-            scores.append(fuse(smoothed, None, np.zeros(0, np.float32), 0, options))
-            segments.append(np.zeros(size, dtype=bool))
-            continue
-        predicted_iou = np.array(refined.record["predicted_iou"][index], dtype=np.float32)
-        used = [refined.record["chosen"][index]] if config.masks == "chosen" else list(range(len(predicted_iou)))
-        low_res = torch.from_numpy(refined.arrays["logits"][index, used]).float()
-        logits = logits_in_frame(low_res[None], frame, size)[0].numpy()
-        chosen = used.index(refined.record["chosen"][index])
-        scores.append(fuse(smoothed, logits, predicted_iou[used], chosen, options))
-        segments.append(logits[chosen] > 0)
-    return np.stack(scores).astype(np.float16), np.stack(segments)
-
-
 def _compared(
     run: Run,
     image: ImageRecord,
     scores: NDArray[np.float16],
     segments: NDArray[np.bool_],
-    clip_score: float,
+    localiser_score: float,
 ) -> _Scored:
     """What is stored of an image: its scores, and how they compare with the truth."""
+    from cascade.scoring import image_scores
+
     truth = truth_in_frame(run, image)
     height, width = scores.shape[1:]
     config = run.experiment.score
-    image_scores = {
-        "clip": [clip_score] * len(scores),
-        "max": [float(own.max()) for own in scores],
-        "top": [top_mean(own, config.top_share) for own in scores],
-    }
-    image_scores["clip+top"] = [(clip_score + top) / 2 for top in image_scores["top"]]
+    by_rule = image_scores(scores, localiser_score, config.top_share)
     record: dict[str, Any] = {
         "frame": [height, width],
         "truth": truth is not None,
         "regions": 0,
-        "image_score": image_scores[config.image_score],
-        "clip_score": clip_score,
-        "max_score": image_scores["max"],
-        "top_score": image_scores["top"],
+        "image_score": by_rule[config.image_score],
+        "clip_score": localiser_score,
+        "max_score": by_rule["max"],
+        "top_score": by_rule["top"],
         "mask_area": [float(own.mean()) for own in segments],
         "mask_iou": None,
     }
@@ -196,19 +172,21 @@ def _compared(
     return stored, record
 
 
-def top_mean(scores: NDArray[np.float16], share: float) -> float:
-    """Mean of the largest scores [H, W]: of ``share`` of all, one at least."""
-    count = max(1, round(share * scores.size))
-    largest = np.partition(scores.reshape(-1).astype(np.float32), -count)[-count:]
-    return float(largest.mean(dtype=np.float64))
+def _choices(masks: ImageMasks | None, steps: int) -> list[int | None]:
+    """By step, the mask that was chosen among several; ``None`` without a prompt or a choice."""
+    if masks is None:
+        return [None] * steps
+    every = zip(masks.predicted_iou, masks.chosen, strict=True)
+    return [chosen if len(candidates) > 1 else None for candidates, chosen in every]
 
 
-def _choices(refined: Mapping[str, Any]) -> list[int | None]:
-    """By step, the mask that was chosen among three; ``None`` without a prompt or a choice."""
-    if refined["no_prompt"]:
-        return [None] * len(refine.STEPS)
-    steps = zip(refined["predicted_iou"], refined["chosen"], strict=True)
-    return [chosen if len(candidates) > 1 else None for candidates, chosen in steps]
-
-
-SCORE = Stage("score", key, items, arrays, compute)
+SCORE = Stage(
+    name="score",
+    version=lambda run: VERSION,
+    config=config,
+    upstream=(LOCALISE, PROMPT, REFINE),
+    roles=no_roles,
+    items=items,
+    arrays=arrays,
+    compute=compute,
+)

@@ -7,7 +7,9 @@ store starts without loading torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.configs.schema import Experiment, Section
+from cascade.localisers import make_localiser
+from cascade.localisers.protocol import Localiser
+from cascade.refiners import make_refiner
+from cascade.refiners.protocol import Refiner
 from cascade.storage.artefacts import ArraySpec, Artefact, Store
 from cascade.storage.datasets import ImageRecord, Manifest
 from cascade.storage.errors import StageError
 from cascade.storage.keys import StageKey
 from cascade.storage.weights import LocatedWeights
+from cascade.tasks.execution.photographs import Photographs
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,34 @@ class Run:
         experiment: the validated configuration.
         manifest: the images of this run.
         store: folder of the artefact store.
-        weights: verified checkpoints by role: ``sam``, ``clip`` and ``adapter``.
+        weights: verified checkpoints by role: ``sam``, and those of the localiser.
+        photographs: those that one stage has decoded for another; they stay in this process.
     """
 
     experiment: Experiment
     manifest: Manifest
     store: Path
     weights: Mapping[str, LocatedWeights]
+    photographs: Photographs = field(default_factory=Photographs, compare=False, repr=False)
+
+    @cached_property
+    def localiser(self) -> Localiser:
+        """The method that says where something is wrong."""
+        return make_localiser(self.experiment.localise.method, self.experiment.localise)
+
+    @cached_property
+    def refiner(self) -> Refiner:
+        """The method that says how far it reaches."""
+        return make_refiner(self.experiment.refine.method, self.experiment.refine)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The rows of the tables: the map, and the steps of the refiner."""
+        return (self.localiser.STEP, *self.refiner.STEPS)
+
+    def only(self, records: Sequence[ImageRecord]) -> Run:
+        """The same run of these images alone: all that a task needs to be sent."""
+        return replace(self, manifest=replace(self.manifest, records=tuple(records)))
 
     def words(self, record: ImageRecord) -> str:
         """What CLIP is told that an image shows."""
@@ -53,10 +81,17 @@ class Run:
 
 @dataclass(frozen=True)
 class StageItem:
-    """One item of work: its identity in the artefact, and the image (any one of its copies) that it belongs to."""
+    """One item of work.
+
+    Attributes:
+        id: its identity in the artefact.
+        record: the image (any one of its copies) that it belongs to.
+        members: of an item that is made of others, their identities upstream.
+    """
 
     id: str
     record: ImageRecord
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,17 +100,61 @@ class Stage:
 
     Attributes:
         name: as in the picture.
-        key: the key of this stage for a run.
+        version: raised by hand when the mathematics changes; a method has its own.
+        config: the part of the configuration that the stage reads, as plain data.
+        upstream: the stages whose artefacts it reads.
+        roles: of the checkpoints that it loads.
         items: all items of a run, in order, each identity once.
         arrays: what has to be allotted for given items; empty if everything fits in the ledger.
         compute: computes given items and writes each to the artefact.
+        applies: whether a run has this stage at all.
+        records: the images that a task needs to know to compute given items; those of the items by default.
+        central: whether its items need the whole run, and so are computed where it is, and never sent to a worker.
+        per_task: most items in a task, if ``runtime.shard_size`` is too many.
     """
 
     name: str
-    key: Callable[[Run], StageKey]
+    version: Callable[[Run], int]
+    config: Callable[[Run], dict[str, Any]]
+    upstream: tuple[Stage, ...]
+    roles: Callable[[Run], Sequence[str]]
     items: Callable[[Run], list[StageItem]]
     arrays: Callable[[Run, Sequence[StageItem]], dict[str, ArraySpec]]
     compute: Callable[[Run, Sequence[StageItem], Artefact], None]
+    applies: Callable[[Run], bool] = lambda run: True
+    records: Callable[[Run, Sequence[StageItem]], Sequence[ImageRecord]] = lambda run, items: [
+        item.record for item in items
+    ]
+    central: bool = False
+    per_task: int | None = None
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Sent to another process as its name: the module there has it."""
+        return _stage_named, (self.name,)
+
+    def key(self, run: Run) -> StageKey:
+        """The key of this stage for a run."""
+        upstream = {stage.name: stage.key(run).digest for stage in self.upstream if stage.applies(run)}
+        weights = {role: run.weights[role].sha256 for role in self.roles(run)}
+        return StageKey(self.name, self.version(run), self.config(run), upstream, weights)
+
+    def artefact(self, run: Run) -> Artefact:
+        """Where this stage's items of a run are."""
+        return run.artefact(self.key(run))
+
+    def follows(self, name: str) -> bool:
+        """Whether it reads what the stage ``name`` writes, at any remove."""
+        return any(stage.name == name or stage.follows(name) for stage in self.upstream)
+
+
+def _stage_named(name: str) -> Stage:
+    stage: Stage = getattr(import_module(f"cascade.tasks.{name}"), name.upper())
+    return stage
+
+
+def no_roles(run: Run) -> Sequence[str]:
+    """A stage that loads no checkpoint."""
+    return ()
 
 
 def config_of(section: Section, *without: str) -> dict[str, Any]:
@@ -89,14 +168,24 @@ def image_items(run: Run) -> list[StageItem]:
     return _distinct(StageItem(record.image_id, record) for record in run.manifest)
 
 
-def worded_items(run: Run) -> list[StageItem]:
-    """One item for each distinct pair of image and class words, for the stages that follow CLIP."""
-    return _distinct(StageItem(worded_id(run, record), record) for record in run.manifest)
+def localised_items(run: Run) -> list[StageItem]:
+    """One item for each distinct pair of image and class words, for the stages that follow the localiser."""
+    return _distinct(StageItem(localised_id(run, record), record) for record in run.manifest)
 
 
-def worded_id(run: Run, record: ImageRecord) -> str:
+def localised_id(run: Run, record: ImageRecord) -> str:
     """The identity of an image under its class words."""
     return f"{record.image_id}/{run.words(record)}"
+
+
+def refines(run: Run) -> bool:
+    """Whether a run has steps after its map, so that it needs SAM and prompts."""
+    return bool(run.refiner.STEPS)
+
+
+def keeps_tokens(run: Run) -> bool:
+    """Whether what the localiser sees before a word is said is kept."""
+    return run.experiment.localise.keep == "tokens"
 
 
 def require_finite(stage: str, record: ImageRecord, values: NDArray[Any]) -> None:

@@ -13,26 +13,22 @@ import numpy as np
 from cascade.metrics import ScoreHistogram
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import ImageRecord
-from cascade.storage.keys import StageKey, digest_of
+from cascade.storage.keys import digest_of
 from cascade.tasks import score
 from cascade.tasks.execution.threads import read_ahead
-from cascade.tasks.stage import Run, Stage, StageItem
+from cascade.tasks.score import SCORE
+from cascade.tasks.stage import Run, Stage, StageItem, no_roles
 
 VERSION = 1
 BLOCK = 256
 """Images in a block."""
 
 
-def key(run: Run) -> StageKey:
-    """The scores, and nothing else; which images are added is the item's identity."""
-    return StageKey("tally", VERSION, {}, {"score": score.key(run).digest})
-
-
 def blocks(run: Run, category: str) -> dict[str, list[str]]:
     """The blocks of a category: score items by the identity of their block, in the manifest's order."""
     members = [score.item_id(run, record) for record in run.manifest if record.category == category]
     slices = (members[start : start + BLOCK] for start in range(0, len(members), BLOCK))
-    return {digest_of(own): own for own in slices}
+    return {digest_of(block): block for block in slices}
 
 
 def items(run: Run) -> list[StageItem]:
@@ -41,33 +37,34 @@ def items(run: Run) -> list[StageItem]:
     for record in run.manifest:
         first.setdefault(record.category, record)
     entries = (
-        StageItem(name, first[category]) for category in run.manifest.categories for name in blocks(run, category)
+        StageItem(name, first[category], tuple(members))
+        for category in run.manifest.categories
+        for name, members in blocks(run, category).items()
     )
     return list({entry.id: entry for entry in entries}.values())
 
 
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """By step the three histograms of ``score``, as it stores them."""
-    return score.histogram_specs("int64")
+    return score.histogram_specs("int64", len(run.steps))
 
 
 def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     """Add each block up. The record holds ``regions``, the number of connected parts in all its masks."""
-    scores = run.artefact(score.key(run))
-    members = {name: own for item in items for name, own in blocks(run, item.record.category).items()}
+    scores = SCORE.artefact(run)
     for item in items:
         totals = {name: np.zeros(spec.shape, spec.dtype) for name, spec in arrays(run, [item]).items()}
         regions = 0
-        for _, image in read_ahead(members[item.id], lambda name: scores.read(name, only=score.HISTOGRAMS)):
+        for _, image in read_ahead(item.members, lambda name: scores.read(name, only=score.HISTOGRAMS)):
             regions += image.record["regions"]
-            for name, own in image.arrays.items():
-                totals[name] += own
+            for name, counted in image.arrays.items():
+                totals[name] += counted
         artefact.write(item.id, totals, {"regions": regions})
 
 
 def category_totals(run: Run, category: str) -> list[ScoreHistogram]:
     """The histogram of each step over all images of a category, its blocks added pairwise."""
-    tallies = run.artefact(key(run))
+    tallies = TALLY.artefact(run)
     sums = [score.histograms(tallies.read(name)) for name in blocks(run, category)]
     while len(sums) > 1:
         paired = [
@@ -78,4 +75,14 @@ def category_totals(run: Run, category: str) -> list[ScoreHistogram]:
     return sums[0]
 
 
-TALLY = Stage("tally", key, items, arrays, compute)
+TALLY = Stage(
+    name="tally",
+    version=lambda run: VERSION,
+    config=lambda run: {},  # the scores, and nothing else; which images are added is the item's identity
+    upstream=(SCORE,),
+    roles=no_roles,
+    items=items,
+    arrays=arrays,
+    compute=compute,
+    per_task=1,
+)

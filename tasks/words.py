@@ -50,7 +50,7 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
     if artefact.missing(words):
         _compute(run, words, artefact)
         found |= {each: artefact.read(each) for each in words - found.keys()}
-    device = device_of(run)
+    device = device_of(run.experiment.runtime)
     return {each: torch.from_numpy(found[each].arrays["features"]).to(device) for each in sorted(words)}
 
 
@@ -59,10 +59,10 @@ def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
 
     from cascade.backbones.clip.backbone import mean_text_feature
     from cascade.tasks.ensembles import load_ensemble
-    from cascade.tasks.execution.networks import clip_config, clip_of
+    from cascade.tasks.execution.networks import networks_of
 
-    clip, ensemble = clip_of(run), load_ensemble(run.experiment.localise.prompts)
-    shape = (clip_config(run.experiment.localise.backbone)["embed_dim"], 2)
+    networks, ensemble = networks_of(run.experiment, run.weights), load_ensemble(run.experiment.localise.prompts)
+    clip, shape = networks.clip(run.localiser.sides[0]), (networks.clip_config["embed_dim"], 2)
     with artefact.writing(sorted(artefact.missing(words)), {"features": ArraySpec(shape, "float32")}):
         for each in sorted(artefact.missing(words)):  # another shard may have been first
             normal_and_abnormal = [mean_text_feature(clip, sentences) for sentences in ensemble.sentences(each)]

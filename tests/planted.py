@@ -15,10 +15,11 @@ from cascade.configs.loader import load_experiment
 from cascade.storage.artefacts import Artefact, Store
 from cascade.storage.keys import StageKey, digest_of
 from cascade.tasks.aggregate import METRICS
-from cascade.tasks.score import STEPS, histogram_specs, stored_histograms
+from cascade.tasks.score import histogram_specs, stored_histograms
 from cascade.tasks.tables.comparison import Scored
 from cascade.tasks.tables.intervals import ScoredImage
 
+STEPS = ("clip", "points", "points+logits", "points+box+logits")
 SIDE = 24
 GOOD, DEFECTIVE = 10, 12
 CATEGORIES = ("cap", "nut", "pin")
@@ -70,10 +71,10 @@ def plant_scores(store: Path, images: Sequence[PlantedImage]) -> Scored:
     key = StageKey("score", 1, {})
     artefact = Store(store).artefact(key)
     scored = tuple(_scored(image) for image in images)
-    with artefact.writing([each.item for each in scored], histogram_specs("uint32")):
+    with artefact.writing([each.item for each in scored], histogram_specs("uint32", len(STEPS))):
         for image, each in zip(images, scored, strict=True):
             _write(artefact, each.item, image)
-    return Scored(artefact, scored)
+    return Scored(artefact, scored, STEPS)
 
 
 def plant_run(folder: Path, images: Sequence[PlantedImage], **changes: Any) -> Path:

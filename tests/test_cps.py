@@ -10,10 +10,12 @@ from skimage import measure
 
 from cascade.backbones.sam.decoder import Decoded, decode
 from cascade.frames import InputFrame, logits_in_frame, mask_box
-from cascade.refiners.cps import CascadeOptions, Row, run_cascade
+from cascade.refiners.cps import Cps
+from cascade.refiners.passes import run_cascade
+from cascade.refiners.protocol import Row
 from tests.tiny import tiny_sam
 
-DEFAULT = CascadeOptions((True, True, True), "iou", "chosen", "mask", 0.0, "previous")
+DEFAULT = Cps((True, True, True), "iou", "chosen", "mask", 0.0, "previous")
 FRAME, SIZE = InputFrame(64, (64, 48)), (80, 60)
 RING = np.array([5.0, 6.0, 20.0, 30.0])
 

@@ -17,7 +17,7 @@ from cascade.configs.published import (
 )
 from cascade.storage.errors import ConfigError
 from cascade.tasks.aggregate import METRICS
-from cascade.tasks.score import STEPS
+from tests.planted import STEPS
 
 SHAPE, SIZE = "prompt.dilation.shape", "prompt.dilation.size"
 

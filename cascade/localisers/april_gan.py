@@ -1,117 +1,114 @@
-"""APRIL-GAN: linear layers on the tokens of four CLIP blocks, compared with two text features.
+"""APRIL-GAN: tokens of a few CLIP blocks, a trained linear layer on each, compared with two text features.
 
 Source: Chen, Han, Zhang, "APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method", arXiv
-2305.17382, and its public code. Two orders matter and are easily swapped: the two *logits* are upsampled with
-``align_corners=True``, and the softmax comes after that.
+2305.17382, and its public code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
 
-from cascade.frames import Size
+from cascade.localisers.protocol import AnomalyMap, Kept, Localiser, Networks
 
-TEMPERATURE = 100.0
+if TYPE_CHECKING:
+    import torch
 
-
-class LinearAdapter(nn.Module):
-    """One linear layer for each chosen block; state-dict names ``fc.<i>.weight`` [D, width] and ``fc.<i>.bias`` [D]."""
-
-    def __init__(self, layers: int, width: int, embed_dim: int) -> None:
-        super().__init__()
-        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(layers))
-
-    def forward(self, blocks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Patch tokens [B, P, D] for each block, from tokens [B, 1 + P, width] whose class token is dropped."""
-        return [layer(tokens[:, 1:]) for layer, tokens in zip(self.fc, blocks, strict=True)]
+    from cascade.frames import Size
+    from cascade.localisers.patch_text import LinearAdapter
 
 
-def build_adapter(state: Mapping[str, torch.Tensor]) -> LinearAdapter:
-    """The adapter that a state dict describes. Raises ``ValueError`` if it is not one."""
-    names = {f"fc.{index}.{part}" for index in range(len(state) // 2) for part in ("weight", "bias")}
-    if not names or names != set(state):
-        raise ValueError("not APRIL-GAN linear layers: expected fc.<i>.weight and fc.<i>.bias")
-    if state["fc.0.weight"].ndim != 2:
-        raise ValueError("not APRIL-GAN linear layers: fc.0.weight is no matrix")
-    embed_dim, width = state["fc.0.weight"].shape
-    adapter = LinearAdapter(len(state) // 2, width, embed_dim)
-    try:
-        adapter.load_state_dict({name: value.float() for name, value in state.items()})
-    except RuntimeError as error:
-        raise ValueError(f"linear layers that do not fit each other ({' '.join(str(error).split())[:200]})") from error
-    return adapter.eval()
+@dataclass(frozen=True)
+class AprilGan(Localiser):
+    """CLIP looks at each of ``sides``, and the logits of all are averaged on the finest grid.
 
-
-def grid_logits(adapter: LinearAdapter, blocks: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
-    """Two logits for each patch and block.
-
-    Args:
-        adapter: L linear layers.
-        blocks: L tensors [B, 1 + grid², width].
-        text: [B, D, 2] unit columns, normal and abnormal.
-
-    Returns:
-        [B, L, 2, grid, grid] float32: 100 · cosine, normal first.
+    Attributes:
+        sides: of CLIP's square input in pixels; the image score comes from the first.
+        layers: blocks, counted from 1.
+        precision: of CLIP's vision tower.
     """
-    stacked = torch.stack(adapter(blocks), dim=1).float()
-    logits = TEMPERATURE * functional.normalize(stacked, dim=-1) @ text[:, None]
-    grid = round(logits.shape[2] ** 0.5)
-    return logits.transpose(2, 3).reshape(*logits.shape[:2], 2, grid, grid)
+
+    VERSION = 2
+    ROLES = ("clip", "adapter")
+    WORDS = True
+    STEP = "clip"
+
+    sides: tuple[int, ...]
+    layers: tuple[int, ...]
+    precision: Literal["fp32", "bf16"]
+
+    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
+        """CLIP's normalisation, [3, side, side] float32 for each side."""
+        from cascade.backbones.clip.backbone import image_tensor
+
+        return [image_tensor(square) for square in squares]
+
+    def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """``tokens_<side>`` [B, L, 1 + grid², width] for each side, and ``pooled`` [B, D] of the first; float32."""
+        import torch
+
+        from cascade.backbones.clip.backbone import image_tokens
+
+        looks = {}
+        for side, images in zip(self.sides, inputs, strict=True):
+            tokens = image_tokens(networks.clip(side), images, self.layers, bf16=self.precision == "bf16")
+            looks[f"tokens_{side}"] = torch.stack(tokens.blocks, dim=1)
+            looks.setdefault("pooled", tokens.pooled)
+        return looks
+
+    def look_arrays(self, networks: Networks) -> dict[str, Kept]:
+        """``pooled`` as float32 and the tokens as float16."""
+        vision = networks.clip_config["vision_cfg"]
+        networks.clip(self.sides[0])
+        specs = {"pooled": Kept((networks.clip_config["embed_dim"],), "float32")}
+        for side in self.sides:
+            patches = (side // vision["patch_size"]) ** 2
+            specs[f"tokens_{side}"] = Kept((len(self.layers), 1 + patches, vision["width"]), "float16")
+        return specs
+
+    def compare(
+        self, networks: Networks, looks: Mapping[str, torch.Tensor], texts: torch.Tensor | None
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+        """``logits`` [B, L, 2, grid, grid] float32, and the pooled feature's probability of "abnormal"."""
+        import torch
+
+        from cascade.localisers.patch_text import grid_logits, image_score, mean_logits
+
+        assert texts is not None
+        adapter = self.adapter(networks)
+        with torch.inference_mode():
+            every = [grid_logits(adapter, looks[f"tokens_{side}"].unbind(dim=1), texts) for side in self.sides]
+            logits, scores = mean_logits(every), image_score(looks["pooled"], texts)
+        return {"logits": logits.cpu().numpy()}, scores.cpu().numpy()
+
+    def arrays(self, networks: Networks) -> dict[str, Kept]:
+        """``logits`` [L, 2, grid, grid] float32: both logits of each block, on the grid of the largest input."""
+        patch = networks.clip_config["vision_cfg"]["patch_size"]
+        networks.clip(self.sides[0]), self.adapter(networks)
+        grid = max(self.sides) // patch
+        return {"logits": Kept((len(self.layers), 2, grid, grid), "float32")}
+
+    def map_of(self, arrays: Mapping[str, NDArray[Any]], size: Size) -> AnomalyMap:
+        """The mean probability over the blocks, and the summed margin of the logits."""
+        import torch
+
+        from cascade.localisers.patch_text import anomaly_map, logit_margin
+
+        logits = torch.from_numpy(arrays["logits"])[None]
+        return AnomalyMap(anomaly_map(logits, size)[0].numpy(), logit_margin(logits, size)[0].numpy())
+
+    def adapter(self, networks: Networks) -> LinearAdapter:
+        """The trained linear layers."""
+        from cascade.localisers.patch_text import build_adapter, misfit
+
+        def fault(adapter: LinearAdapter) -> str:
+            return misfit(adapter, networks.clip_config, self.layers)
+
+        return networks.trained("adapter", build_adapter, fault)
 
 
-def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of grid logits of the same images at several input sizes.
-
-    A patch of a larger input sees less of the object and more of its surface. Not part of APRIL-GAN, which looks once.
-
-    Args:
-        logits: [B, L, 2, g, g] each, with g of its own.
-
-    Returns:
-        [B, L, 2, G, G] on the finest grid, the others upsampled to it bilinearly with aligned corners.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    grid = max(each.shape[-1] for each in logits)
-    finest = [
-        functional.interpolate(each.flatten(0, 1), (grid, grid), mode="bilinear", align_corners=True) for each in logits
-    ]
-    return torch.stack(finest).mean(dim=0).reshape(*logits[0].shape[:2], 2, grid, grid)
-
-
-def layer_maps(logits: torch.Tensor, size: Size) -> torch.Tensor:
-    """Probability of "abnormal" for each block: [B, L, height, width] in [0, 1] from [B, L, 2, grid, grid]."""
-    return _upsample(logits, size).softmax(dim=2)[:, :, 1]
-
-
-def anomaly_map(logits: torch.Tensor, size: Size) -> torch.Tensor:
-    """The map [B, height, width]: mean over blocks, in [0, 1].
-
-    APRIL-GAN sums its four maps; the mean ranks alike and has one range for any number of blocks.
-    """
-    return layer_maps(logits, size).mean(dim=1)
-
-
-def logit_margin(logits: torch.Tensor, size: Size) -> torch.Tensor:
-    """Abnormal minus normal logit, upsampled and summed over blocks: [B, height, width].
-
-    It orders pixels whose probability is saturated at the same float (A6).
-    """
-    upsampled = _upsample(logits, size)
-    return (upsampled[:, :, 1] - upsampled[:, :, 0]).sum(dim=1)
-
-
-def image_score(pooled: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Probability [B] that an image shows a defect: softmax of 100 · cosine of the pooled feature and both texts."""
-    unit = functional.normalize(pooled.float(), dim=-1)
-    return (TEMPERATURE * unit[:, None] @ text).softmax(dim=-1)[:, 0, 1]
-
-
-def _upsample(logits: torch.Tensor, size: Size) -> torch.Tensor:
-    batch, layers = logits.shape[:2]
-    flat = functional.interpolate(logits.flatten(0, 1), size, mode="bilinear", align_corners=True)
-    return flat.reshape(batch, layers, 2, *size)
+LOCALISER = AprilGan

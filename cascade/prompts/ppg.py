@@ -110,7 +110,7 @@ def generate_prompts(
         frame: where the image lies in SAM's input.
         options: the open choices.
     """
-    threshold = _threshold(anomaly_map, options)
+    threshold = extreme_threshold(anomaly_map, options)
     extreme = anomaly_map >= threshold
     if int(extreme.sum()) < options.min_area:
         return Prompts(threshold, ())
@@ -127,7 +127,8 @@ def dilation_kernel(shape: str, size: int) -> NDArray[np.uint8]:
     return kernel
 
 
-def _threshold(anomaly_map: NDArray[np.float32], options: PromptOptions) -> float:
+def extreme_threshold(anomaly_map: NDArray[np.float32], options: PromptOptions) -> float:
+    """The value that a pixel of a map [H, W] has to reach to be extremely anomalous, in S_a (A3)."""
     relative = options.threshold_relative * float(anomaly_map.max())
     if options.threshold_rule == "absolute":
         return options.threshold_absolute

@@ -18,10 +18,11 @@ from cascade.flows.ablation.variants import Candidates, prepare_variants
 from cascade.flows.engines.choice import Engine, EngineName, ready_engine
 from cascade.flows.run.folder import default_folder, link_latest, require_unused
 from cascade.flows.run.observer import Observer
-from cascade.flows.run.prepare import Prepared, missing_weights
+from cascade.flows.run.prepare import Prepared
 from cascade.flows.run.progress import LogReporter
 from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, DataError, LeakError, PipelineError, nearest
+from cascade.tasks.execution.weights import missing_weights
 from cascade.tasks.tables.reproduction import reproduction_table
 
 TABLES = ("table1", "table2", "table3")
@@ -199,7 +200,7 @@ def _lacking_weights(
     """The faults of the checkpoints, each once; a missing adapter with the paper's way to train it."""
     lines: dict[str, None] = {}
     for variant in variants:
-        for role, fault in missing_weights(variant.experiment, settings).items():
+        for role, fault in missing_weights(variant.experiment, settings.weights).items():
             if role == "adapter" and variant.experiment.localise.adapter is None:
                 auxiliary = datasets[known.auxiliary]
                 recipe = " ".join(f"--train {each}" for each in known.recipe)

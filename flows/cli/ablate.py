@@ -112,12 +112,11 @@ def show_ablation(ablation: Ablation, table: pd.DataFrame, console: Console) -> 
 
     from cascade.flows.ablation.outputs import published_table
     from cascade.tasks.aggregate import MEAN
-    from cascade.tasks.score import STEPS
 
     means = table[table["category"] == MEAN]
     several = means["variant"].nunique() > 1
     if several:
-        means = means[means["step"] == STEPS[-1]]
+        means = means.drop_duplicates(["dataset", "variant"], keep="last")
     published = published_table(ablation, table)
     beside = _beside(published)
     shown = Table("dataset", "variant", "step", *(name.replace("_", "\n") for name in _SHOWN_METRICS), box=None)

@@ -43,14 +43,11 @@ def compare(
     from cascade.flows.watch.compare import compare_runs
     from cascade.flows.watch.comparison import write_comparison
     from cascade.flows.watch.limits import parse_limits
-    from cascade.tasks.score import STEPS
 
     limits = parse_limits(max_drop or [])
     other = baseline_of(Settings().runs, run_folder) if baseline == ACCEPTED else Path(baseline)
     with spinner("drawing images"):
-        comparison = compare_runs(
-            run_folder, other, limits, allow_vanished=allow_vanished, step=step or STEPS[-1], level=level
-        )
+        comparison = compare_runs(run_folder, other, limits, allow_vanished=allow_vanished, step=step, level=level)
     write_comparison(comparison, out or run_folder)
     console = make_console()
     _show(comparison, console)

@@ -70,7 +70,6 @@ def export(
     """Write the scored maps and the masks they were scored against, one file each."""
     from cascade.flows.run.export import export_run
     from cascade.storage.paths import require_new
-    from cascade.tasks.score import STEPS
 
     require_new(target)
     with spinner("writing maps and masks"):
@@ -79,6 +78,6 @@ def export(
             target,
             None if maps == "none" else maps,
             None if masks == "none" else masks,
-            steps or STEPS,
+            steps,
         )
     make_console().print(plain(f"{counted(count, 'image')} in {target}"), soft_wrap=True, highlight=False)

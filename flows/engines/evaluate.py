@@ -12,8 +12,7 @@ from cascade.storage.artefacts import Artefact, Store
 from cascade.storage.errors import CorruptItem
 from cascade.tasks.aggregate import AGGREGATE
 from cascade.tasks.embed import EMBED
-from cascade.tasks.execution.photographs import forget_photographs
-from cascade.tasks.execution.shards import shards_of
+from cascade.tasks.execution.shards import shard_size, shards_of
 from cascade.tasks.localise import LOCALISE
 from cascade.tasks.prompt import PROMPT
 from cascade.tasks.refine import REFINE
@@ -23,6 +22,7 @@ from cascade.tasks.tally import TALLY
 from cascade.tasks.tokens import TOKENS
 
 STAGES: tuple[Stage, ...] = (EMBED, TOKENS, LOCALISE, PROMPT, REFINE, SCORE, TALLY, AGGREGATE)
+"""In the order in which they run; what each reads stands in its ``upstream``."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ Executor = Callable[[Run, Stage, Sequence[Sequence[StageItem]], Artefact], None]
 
 def plan_stage(run: Run, stage: Stage) -> StagePlan:
     """Compare a stage's items with the store. Raises ``ConfigError`` if the stage could not run at all."""
-    artefact = run.artefact(stage.key(run))
+    artefact = stage.artefact(run)
     items = stage.items(run)
     artefact.done()
     missing = artefact.missing(item.id for item in items)
@@ -87,9 +87,14 @@ def plan_stage(run: Run, stage: Stage) -> StagePlan:
     return StagePlan(stage, artefact, tuple(items), len(missing), reason)
 
 
+def stages_of(run: Run) -> list[Stage]:
+    """The stages that a run has, in order."""
+    return [stage for stage in STAGES if stage.applies(run)]
+
+
 def plan(run: Run) -> list[StagePlan]:
     """Every stage of a run, before any of them starts."""
-    return [plan_stage(run, stage) for stage in STAGES]
+    return [plan_stage(run, stage) for stage in stages_of(run)]
 
 
 def evaluate(
@@ -99,19 +104,16 @@ def evaluate(
 
     Stages of ``finished``, by name, were found complete for the same items a moment ago; they run only if damage shows.
     """
-    try:
-        results = _run_stages(run, execute, reporter, finished)
-    finally:
-        forget_photographs()
-    return [results[stage.name] for stage in STAGES]
+    results = _run_stages(run, execute, reporter, finished)
+    return [results[stage.name] for stage in stages_of(run)]
 
 
 def _run_stages(
     run: Run, execute: Executor, reporter: Reporter, finished: Mapping[str, StageResult]
 ) -> dict[str, StageResult]:
     mended: set[tuple[str, str]] = set()
-    results = dict(finished)
-    while stage := next((each for each in STAGES if each.name not in results), None):
+    results, stages = dict(finished), stages_of(run)
+    while stage := next((each for each in stages if each.name not in results), None):
         try:
             results[stage.name] = run_stage(run, stage, execute, reporter)
         except CorruptItem as error:
@@ -119,9 +121,10 @@ def _run_stages(
                 raise
             mended.add((error.artefact, error.item))
             reporter.damaged(error)
-            source = next(each for each in STAGES if error.artefact.startswith(f"{each.name}/"))
-            run.artefact(source.key(run)).forget(error.item)
-            results = {name: result for name, result in results.items() if _before(name, source.name)}
+            source = next(each for each in stages if error.artefact.startswith(f"{each.name}/"))
+            source.artefact(run).forget(error.item)
+            stale = {source.name, *(each.name for each in stages if each.follows(source.name))}
+            results = {name: result for name, result in results.items() if name not in stale}
     return results
 
 
@@ -131,7 +134,7 @@ def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> 
     planned = plan_stage(run, stage)
     artefact = planned.artefact
     artefact.on_write = reporter.started(planned)
-    shards = shards_of(planned.items, run.experiment.runtime.shard_size)
+    shards = shards_of(planned.items, shard_size(run, stage))
     lacking = artefact.missing(item.id for item in planned.items)
     for item in planned.items:
         if item.id not in lacking:
@@ -155,8 +158,3 @@ def run_stage(run: Run, stage: Stage, execute: Executor, reporter: Reporter) -> 
     if planned.items:
         reporter.finished(result)
     return result
-
-
-def _before(name: str, other: str) -> bool:
-    order = [stage.name for stage in STAGES]
-    return order.index(name) < order.index(other)

@@ -23,7 +23,7 @@ from cascade.flows.engines.runners import hidden_main, make_runner, workers_ende
 from cascade.storage.artefacts import Artefact
 from cascade.tasks.aggregate import MEAN, table_rows
 from cascade.tasks.execution.prefect_task import ShardWork, prefect_task
-from cascade.tasks.execution.shards import ShardReference, abandon, holds, shard_digest
+from cascade.tasks.execution.shards import ShardReference, abandon, compute_shard, holds, run_of_shard, shard_digest
 from cascade.tasks.stage import Run, Stage, StageItem
 
 _ARTIFACT_ROWS = 200
@@ -105,14 +105,18 @@ def execute_on_prefect(run: Run, stage: Stage, shards: Sequence[Sequence[StageIt
 
     With worker processes a shard whose worker died is submitted again; what it had finished is kept.
     """
+    remote = run.experiment.runtime.runner != "threads"
+    if stage.central and remote:
+        for shard in shards:
+            compute_shard(run_of_shard(run, stage, shard), stage, shard, artefact)
+        return
     results_folder = run.store / "prefect-results"
     results_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     task = prefect_task(stage.name).with_options(result_storage=results_folder)
-    remote = run.experiment.runtime.runner != "threads"
 
     def submit(number: int, *, refresh: bool = False) -> PrefectFuture[ShardReference]:
         own = artefact.for_worker(item.id for item in shards[number]) if remote else artefact
-        work = ShardWork(run, stage, shards[number], own)
+        work = ShardWork(run_of_shard(run, stage, shards[number]), stage, shards[number], own)
         chosen = task.with_options(refresh_cache=True) if refresh else task
         return chosen.submit(shard_digest(stage, run, shards[number]), f"{number:04d}", work)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from cascade.storage.artefacts import Artefact
 from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.names import safe_path
-from cascade.tasks.score import STEPS
 
 MapFormat = Literal["npy", "tiff"]
 MaskFormat = Literal["png"]
@@ -29,9 +28,9 @@ def export_run(
     target: Path,
     maps: MapFormat | None,
     masks: MaskFormat | None,
-    steps: Sequence[str] = STEPS,
+    steps: Sequence[str] | None = None,
 ) -> int:
-    """Write the maps of ``steps`` and the masks of a run; returns the number of images.
+    """Write the maps of ``steps`` (all by default) and the masks of a run; returns the number of images.
 
     ``maps/<step>/<category>/<defect>/<stem>.npy`` (or ``.tiff``) holds float16 [H, W] in the evaluation frame;
     ``masks/<category>/<defect>/<stem>.png`` holds 0 and 255, zeros for a good image, and is left out where the truth
@@ -42,18 +41,20 @@ def export_run(
         DataError: ``run_folder`` is not a finished run, or a name in its table would lead out of ``target``.
         StoreError: the store does not hold the run's scores any more, or they are damaged.
     """
-    for step in steps:
-        if step not in STEPS:
-            raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
     run = read_finished(run_folder)
+    there = run.steps()
+    for step in steps or ():
+        if step not in there:
+            raise ConfigError(f"no step '{step}'; {nearest(step, there)}")
+    numbers = {step: there.index(step) for step in steps or there}
     artefact, images = require_scores(run), run.images()
-    images = images[images["step"] == STEPS[0]]
+    images = images[images["step"] == there[0]]
     places = [_place(row) for row in images.to_dict("records")]
     repeated = {place for place, count in Counter(places).items() if count > 1}
     for row, place in zip(images.to_dict("records"), places, strict=True):
         if place in repeated:
             place = place.with_name(f"{place.name}-{row['image_id'][:8]}")
-        _export_image(artefact, row["item"], target, place, maps, masks, steps)
+        _export_image(artefact, row["item"], target, place, maps, masks, numbers)
     return len(places)
 
 
@@ -71,14 +72,14 @@ def _export_image(
     place: PurePosixPath,
     maps: MapFormat | None,
     masks: MaskFormat | None,
-    steps: Sequence[str],
+    steps: Mapping[str, int],
 ) -> None:
     height, width = artefact.record(item)["frame"]
     names = {"scores": f"scores_{height}x{width}", "truth": f"truth_{height}x{width}"}
     stored = artefact.read(item, only=names.values()).arrays
     if maps is not None:
-        for step in steps:
-            _write_map(target / "maps" / step / f"{place}.{maps}", stored[names["scores"]][STEPS.index(step)], maps)
+        for step, number in steps.items():
+            _write_map(target / "maps" / step / f"{place}.{maps}", stored[names["scores"]][number], maps)
     if masks is not None and names["truth"] in stored:
         truth = np.unpackbits(stored[names["truth"]], count=height * width).reshape(height, width) * np.uint8(255)
         with replacing(target / "masks" / f"{place}.{masks}") as path:

@@ -14,13 +14,11 @@ from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, DataError, nearest
 from cascade.storage.keys import digest_of
 from cascade.tasks.aggregate import MEAN, METRICS
-from cascade.tasks.score import STEPS
 
 FILE_NAME = "history.parquet"
 _LOCK_SECONDS = 60
-_LAST, _CLIP = STEPS[-1], STEPS[0]
 METRIC_COLUMNS = (*METRICS, *(f"clip_{metric}" for metric in METRICS))
-"""The mean of each metric: of the last step, and of the CLIP map."""
+"""The mean of each metric: of the last step, and of the map."""
 
 
 def remember_run(runs: Path, run_folder: Path) -> None:
@@ -99,7 +97,8 @@ def plot_history(history: pd.DataFrame, metric: str, path: Path) -> None:
 def _row(run_folder: Path) -> dict[str, Any]:
     run = read_finished(run_folder)
     described, results = run.description, run.results()
-    means = results[results["category"] == MEAN].set_index("step")
+    means = results[results["category"] == MEAN]
+    first, last = means.iloc[0], means.iloc[-1]
     experiment = {name: value for name, value in described["experiment"].items() if name != "runtime"}
     return {
         "time": pd.Timestamp(described["finished"]).tz_convert("UTC").as_unit("us"),
@@ -110,8 +109,8 @@ def _row(run_folder: Path) -> dict[str, Any]:
         "seconds": float(sum(stage["seconds"] for stage in described["stages"])),
         "images": described["dataset"]["images"],
         **{f"computed_{stage['stage']}": stage["computed"] for stage in described["stages"]},
-        **{metric: means.at[_LAST, metric] for metric in METRICS},
-        **{f"clip_{metric}": means.at[_CLIP, metric] for metric in METRICS},
+        **{metric: last[metric] for metric in METRICS},
+        **{f"clip_{metric}": first[metric] for metric in METRICS},
         "config": digest_of(experiment),
         "weights": digest_of({role: each["sha256"] for role, each in described["weights"].items()}),
     }

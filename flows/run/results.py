@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from cascade.configs.loader import load_experiment, preset_names
-from cascade.flows.engines.evaluate import STAGES, StageResult
+from cascade.flows.engines.evaluate import StageResult, stages_of
 from cascade.flows.run.folder import link_latest
 from cascade.flows.run.prepare import Prepared
 from cascade.storage.artefacts import Artefact, Store
@@ -24,10 +24,10 @@ from cascade.storage.atomic import replacing, write_text
 from cascade.storage.errors import DataError, StoreError
 from cascade.storage.keys import StageKey, leaves
 from cascade.tasks.aggregate import METRICS, table_rows
+from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.stage import Run
 from cascade.tasks.tables.intervals import LEVEL, RESAMPLES
 from cascade.tasks.tables.results import images_table, points_table, results_table, vanished_images
-from cascade.tasks.training.april_gan import adapter_training
 
 _PACKAGES = (
     "clip-sam-cascade",
@@ -181,8 +181,8 @@ def _prompts(run: Run) -> dict[str, dict[str, Any]]:
 
 def _description(prepared: Prepared, results: Sequence[StageResult], engine: str) -> dict[str, Any]:
     run = prepared.run
-    keys = {stage.name: stage.key(run) for stage in STAGES}
-    training = adapter_training(run.weights["adapter"])
+    keys = {stage.name: stage.key(run) for stage in stages_of(run)}
+    training = adapter_training(run.weights["adapter"]) if "adapter" in run.weights else {}
     training.pop("image_ids", None)
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

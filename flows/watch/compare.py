@@ -15,7 +15,6 @@ from cascade.flows.watch.limits import complete_limits
 from cascade.flows.watch.vanished import find_vanished
 from cascade.storage.errors import ConfigError, DataError, nearest
 from cascade.tasks.aggregate import IMAGE_METRICS
-from cascade.tasks.score import STEPS
 from cascade.tasks.tables.comparison import Scored, compare_paired
 from cascade.tasks.tables.evidence import ScoredImage
 from cascade.tasks.tables.intervals import LEVEL, RESAMPLES, check_interval
@@ -28,7 +27,7 @@ def compare_runs(
     limits: Mapping[str, float] | None = None,
     *,
     allow_vanished: bool = False,
-    step: str = STEPS[-1],
+    step: str | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -41,7 +40,7 @@ def compare_runs(
         limits: how much a metric may fall before it is a regression; see ``cascade.flows.watch.limits``.
         allow_vanished: whether the gate stays open though categories, steps, metrics or all good or defective images
             of a category are in the baseline alone.
-        step: the step to compare.
+        step: the step to compare; the last that both have by default.
         level: of the intervals.
         resamples: number of draws.
         seed: of the draws.
@@ -54,10 +53,9 @@ def compare_runs(
     """
     check_interval(resamples, level)
     every_limit = complete_limits(limits)
-    if step not in STEPS:
-        raise ConfigError(f"no step '{step}'; {nearest(step, STEPS)}")
     own, other = read_finished(run_folder), read_finished(baseline)
     require_results(own, "a comparison")
+    step = step or last_shared_step(own, other)
     _require_step(own, step)
     require_comparable(other, own.frame, step)
     own_images, other_images = own.images(), other.images()
@@ -87,7 +85,13 @@ def compare_runs(
     )
 
 
-def require_comparable(baseline: FinishedRun, frame: str, step: str = STEPS[-1]) -> None:
+def last_shared_step(run: FinishedRun, baseline: FinishedRun) -> str:
+    """The last step of a run that its baseline has, too; the run's last if there is none."""
+    steps, there = run.steps(), baseline.steps()
+    return next((step for step in reversed(steps) if step in there), steps[-1])
+
+
+def require_comparable(baseline: FinishedRun, frame: str, step: str | None = None) -> None:
     """Raise unless runs in an evaluation frame can be held against a baseline; it may be asked before they are made.
 
     Raises:
@@ -100,13 +104,14 @@ def require_comparable(baseline: FinishedRun, frame: str, step: str = STEPS[-1])
             f"score.frame is {frame} here and {baseline.frame} in {baseline.folder}: metrics of different evaluation "
             f"frames are not compared; run one of them again with the other's score.frame"
         )
-    _require_step(baseline, step)
+    if step is not None:
+        _require_step(baseline, step)
     _scored(baseline, baseline.images())
 
 
 def scored_images(table: pd.DataFrame) -> tuple[ScoredImage, ...]:
     """The images of a run, from its ``images.parquet``."""
-    rows = table[table["step"] == STEPS[0]].to_dict("records")
+    rows = table[table["step"] == table["step"].iloc[0]].to_dict("records")
     return tuple(
         ScoredImage(
             category=row["category"],
@@ -139,4 +144,4 @@ def _scored(run: FinishedRun, table: pd.DataFrame) -> Scored:
     images = scored_images(table)
     if not run.scores.exists or run.scores.missing(image.item for image in images):
         raise DataError(f"{run.folder}: its scores are not in the store any more; restore them with `{run.command()}`")
-    return Scored(run.scores, images)
+    return Scored(run.scores, images, tuple(run.steps()))

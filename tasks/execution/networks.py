@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from segment_anything.modeling import Sam
@@ -26,22 +28,24 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.schema import LocaliseConfig
-from cascade.localisers.april_gan import LinearAdapter, build_adapter
+from cascade.configs.schema import Experiment, LocaliseConfig, RuntimeConfig
 from cascade.storage.errors import ConfigError, WeightsError, nearest
+from cascade.storage.weights import LocatedWeights
+from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.execution.checkpoints import load_state, read_state, require_finite
 from cascade.tasks.execution.devices import claim_device
-from cascade.tasks.stage import Run
-from cascade.tasks.training.april_gan import adapter_training
 
 _GRAPHS = 64
 """Graphs of one function, after which torch goes on without compiling; 8 by default. A network, a precision, a size of
 the batch and each of the three passes has one of its own."""
 
+Weights = Mapping[str, LocatedWeights]
+"""Verified checkpoints by role."""
+Module = TypeVar("Module", bound=nn.Module)
 
-def device_of(run: Run) -> torch.device:
+
+def device_of(runtime: RuntimeConfig) -> torch.device:
     """The device that the configuration asks for. Raises ``ConfigError`` if there is no such device."""
-    runtime = run.experiment.runtime
     wanted = claim_device(runtime.devices) if runtime.devices else str(runtime.device)
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"runtime.device is '{wanted}', but torch sees no GPU; use 'auto' or 'cpu'")
@@ -50,14 +54,11 @@ def device_of(run: Run) -> torch.device:
     return torch.device(wanted)
 
 
-def compiles(run: Run) -> bool:
-    """Whether networks are to be compiled; if so, torch is told to make as many graphs as that takes.
-
-    Raises ``ConfigError`` if the compiler that this needs is not there.
-    """
-    if not run.experiment.runtime.compile:
+def compiles(runtime: RuntimeConfig) -> bool:
+    """Whether networks are to be compiled. Raises ``ConfigError`` if the compiler that this needs is not there."""
+    if not runtime.compile:
         return False
-    on_gpu = device_of(run).type == "cuda"
+    on_gpu = device_of(runtime).type == "cuda"
     chosen = os.environ.get("CC" if on_gpu else "CXX")
     compilers = [chosen] if chosen else ["gcc", "clang"] if on_gpu else ["g++"]
     if not any(shutil.which(name) for name in compilers):
@@ -65,56 +66,81 @@ def compiles(run: Run) -> bool:
             f"runtime.compile: no {'C' if on_gpu else 'C++'} compiler ({' or '.join(compilers)}) on this machine; "
             "install one, or leave it off"
         )
-    compiler.recompile_limit = _GRAPHS
     return True
 
 
-def sam_of(run: Run) -> Sam:
-    """The SAM of a run, on its device."""
-    located = run.weights["sam"]
-    return _sam(run.experiment.embed.backbone, located.path, located.sha256, device_of(run))
+def sam_of(experiment: Experiment, weights: Weights) -> Sam:
+    """The SAM of an experiment, on its device."""
+    located, device = weights["sam"], device_of(experiment.runtime)
+    return _sam(experiment.embed.backbone, located.path, located.sha256, device)
 
 
-def decoder_of(run: Run) -> Decoder:
-    """The decoder of a run's SAM, in the order of multiplication and the precision that the configuration asks for."""
-    bf16 = run.experiment.refine.precision == "bf16"
-    if run.experiment.refine.decoder == "plain":
-        return partial(decode, sam_of(run), bf16=bf16)
-    return _absorbed(sam_of(run), bf16, compiles(run) and device_of(run).type == "cuda")
+def decoder_of(experiment: Experiment, weights: Weights) -> Decoder:
+    """The decoder of an experiment's SAM, in the order of multiplication and the precision that it asks for."""
+    refine, runtime, sam = experiment.refine, experiment.runtime, sam_of(experiment, weights)
+    bf16 = getattr(refine, "precision", "fp32") == "bf16"
+    if getattr(refine, "decoder", "plain") == "plain":
+        return partial(decode, sam, bf16=bf16)
+    return _absorbed(sam, bf16, compiles(runtime) and device_of(runtime).type == "cuda")
 
 
-def clip_of(run: Run, side: int | None = None) -> nn.Module:
-    """The CLIP model of a run on its device, for inputs of ``side`` pixels or of ``localise.image_side``."""
-    localise, located = run.experiment.localise, run.weights["clip"]
-    quick = localise.activation == "quickgelu"
-    pinned = located.source != "path" or localise.sha256 is not None
-    side, device = side or localise.image_side, device_of(run)
-    return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, device, compiles(run))
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a localiser, loaded when it first asks for them, and kept once per process.
 
-
-def adapter_of(run: Run) -> LinearAdapter:
-    """The trained linear layers of a run, on its device. Raises ``WeightsError`` if they are another CLIP model's.
-
-    Layers of the right shape that were trained on the tokens of other blocks would draw a map of nothing.
+    Attributes:
+        config: the localiser's options.
+        weights: by role.
+        device: where they are.
+        compiled: whether CLIP's blocks are compiled.
     """
-    localise, located = run.experiment.localise, run.weights["adapter"]
-    training = adapter_training(located)
-    for field, chosen in (("backbone", localise.backbone), ("layers", list(localise.layers))):
-        if training.get(field, chosen) != chosen:
-            raise WeightsError(
-                f"{located.path}: was trained with localise.{field} {training[field]}, not {chosen}; set that, or use "
-                f"another adapter"
-            )
-    adapter = _adapter(located.path, located.sha256)
-    clip = clip_config(localise.backbone)
-    shapes = [tuple(value.shape) for name, value in adapter.state_dict().items() if name.endswith("weight")]
-    wanted = [(clip["embed_dim"], clip["vision_cfg"]["width"])] * len(localise.layers)
-    if shapes != wanted:
-        raise WeightsError(
-            f"{located.path}: linear layers of shapes {shapes} do not fit {localise.backbone} with localise.layers "
-            f"{list(localise.layers)}, which needs {wanted}; use another adapter or other layers"
-        )
-    return adapter.to(device_of(run))
+
+    config: LocaliseConfig
+    weights: Weights
+    device: torch.device
+    compiled: bool
+
+    @property
+    def clip_config(self) -> dict[str, Any]:
+        """open_clip's configuration of the CLIP model. Raises ``ConfigError`` if options do not fit it."""
+        config = clip_config(self.config.backbone)
+        check_vision(self.config, config)
+        return config
+
+    def clip(self, side: int) -> nn.Module:
+        """The CLIP model for square inputs of ``side`` pixels."""
+        localise, located = self.config, self.weights["clip"]
+        quick = localise.activation == "quickgelu"
+        pinned = located.source != "path" or localise.sha256 is not None
+        return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, self.device, self.compiled)
+
+    def trained(
+        self, role: str, build: Callable[[Mapping[str, torch.Tensor]], Module], fault: Callable[[Module], str]
+    ) -> Module:
+        """What ``build`` makes of the checkpoint of a role. Raises ``WeightsError`` if it is another model's.
+
+        Layers of the right shape that were trained on the tokens of other blocks would draw a map of nothing.
+        """
+        located = self.weights[role]
+        training = adapter_training(located)
+        for name in ("backbone", "layers"):
+            chosen = getattr(self.config, name, None)
+            chosen = list(chosen) if isinstance(chosen, tuple) else chosen
+            if training.get(name, chosen) != chosen:
+                raise WeightsError(
+                    f"{located.path}: was trained with localise.{name} {training[name]}, not {chosen}; set that, or "
+                    f"use another {role}"
+                )
+        module = cast("Module", _trained(located.path, located.sha256, build))
+        if wrong := fault(module):
+            raise WeightsError(f"{located.path}: {wrong}")
+        return module.to(self.device)
+
+
+def networks_of(experiment: Experiment, weights: Weights) -> Networks:
+    """The networks of an experiment's localiser."""
+    runtime = experiment.runtime
+    return Networks(experiment.localise, weights, device_of(runtime), compiles(runtime))
 
 
 def clip_config(backbone: str) -> dict[str, Any]:
@@ -172,6 +198,8 @@ def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
 
 @lru_cache(maxsize=1)
 def _absorbed(sam: Sam, bf16: bool, compiled: bool) -> AbsorbedDecoder:
+    if compiled:
+        _allow_graphs()
     return AbsorbedDecoder(sam, bf16=bf16, compiled=compiled)
 
 
@@ -196,15 +224,21 @@ def _clip(
     require_finite(clip, path)
     clip = clip.to(device)
     if compiled:
+        _allow_graphs()
         compile_blocks(clip)
     return clip
 
 
-@lru_cache(maxsize=1)
-def _adapter(path: Path, sha256: str) -> LinearAdapter:
+@lru_cache(maxsize=2)
+def _trained(path: Path, sha256: str, build: Callable[[Mapping[str, torch.Tensor]], nn.Module]) -> nn.Module:
     try:
-        adapter = build_adapter(read_state(path, sha256)).requires_grad_(False)
+        module = build(read_state(path, sha256)).requires_grad_(False)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    require_finite(adapter, path)
-    return adapter
+    require_finite(module, path)
+    return module
+
+
+def _allow_graphs() -> None:
+    """Let torch make as many graphs as the networks here take; it is one setting for the whole process."""
+    compiler.recompile_limit = max(compiler.recompile_limit, _GRAPHS)

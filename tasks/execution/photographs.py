@@ -1,60 +1,50 @@
-"""One decode of a photograph serves both encoders: ``embed`` scales it for CLIP too while it has it open.
+"""One decode of a photograph serves both encoders: ``embed`` scales it for the localiser while it has it open.
 
 A photograph takes longer to decode than a GPU, or a CPU with the mini models, takes to encode it. ``embed`` comes
-first; what CLIP will look at waits in memory, up to ``LIMIT``, and photographs beyond that are decoded twice.
+first; what the localiser will look at waits in memory, up to ``LIMIT``, and photographs beyond that are decoded twice.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.storage.datasets import ImageRecord, read_image
-from cascade.tasks.stage import Run
+from cascade.localisers.squares import squared
 
 LIMIT = 1 << 30
 """Bytes that may wait: 1,300 photographs at 518 px, 350 at 448 and 896 px."""
 
-_waiting: dict[tuple[str, int], NDArray[np.uint8]] = {}
-_lock = threading.Lock()
+Squares = list[NDArray[np.uint8]]
 
 
-def keep_for_clip(run: Run, record: ImageRecord, photograph: NDArray[np.uint8]) -> dict[int, NDArray[np.uint8]]:
-    """Scale a photograph [H, W, 3] to every side of the run's CLIP, unless too much is waiting already.
+class Photographs:
+    """What waits, by image and sides; it is a part of a run, ends with it, and is empty in another process."""
 
-    Returns:
-        What was made of it, uint8 [side, side, 3], by side.
-    """
-    from cascade.backbones.clip.backbone import squared
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, tuple[int, ...]], Squares] = {}
+        self._lock = threading.Lock()
 
-    sides = run.experiment.localise.sides
-    with _lock:  # readers that look at the same time may go beyond the limit by a photograph each
-        waiting = sum(own.nbytes for own in _waiting.values())
-    if waiting + sum(3 * side * side for side in sides) > LIMIT:
-        return {}
-    squares = {side: squared(photograph, side) for side in sides}
-    with _lock:
-        _waiting.update({(record.image_id, side): square for side, square in squares.items()})
-    return squares
+    def __reduce__(self) -> tuple[type[Photographs], tuple[()]]:
+        return Photographs, ()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
 
-def forget_photographs() -> None:
-    """Drop what still waits: CLIP's stage failed, or another process was faster."""
-    with _lock:
-        _waiting.clear()
+    def keep(self, image_id: str, photograph: NDArray[np.uint8], sides: Sequence[int]) -> Squares:
+        """Scale a photograph to every side, unless too much is waiting already; what was made of it."""
+        with self._lock:  # readers that look at the same time may go beyond the limit by a photograph each
+            waiting = sum(square.nbytes for squares in self._waiting.values() for square in squares)
+        if waiting + sum(3 * side * side for side in sides) > LIMIT:
+            return []
+        squares = [squared(photograph, side) for side in sides]
+        with self._lock:
+            self._waiting[image_id, tuple(sides)] = squares
+        return squares
 
-
-def squares_for_clip(run: Run, record: ImageRecord) -> list[NDArray[np.uint8]]:
-    """A photograph as uint8 [side, side, 3] for each side of the run's CLIP; it waits no longer."""
-    from cascade.backbones.clip.backbone import squared
-
-    sides = run.experiment.localise.sides
-    with _lock:
-        found = [_waiting.pop((record.image_id, side), None) for side in sides]
-    kept = [own for own in found if own is not None]
-    if len(kept) == len(sides):
-        return kept
-    photograph = read_image(run.image_path(record), record.white)
-    return [squared(photograph, side) for side in sides]
+    def take(self, image_id: str, sides: Sequence[int]) -> Squares | None:
+        """The squares of a photograph, which waits no longer; ``None`` if it does not wait."""
+        with self._lock:
+            return self._waiting.pop((image_id, tuple(sides)), None)

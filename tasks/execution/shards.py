@@ -21,6 +21,12 @@ class ShardReference(TypedDict):
     items: int
 
 
+def shard_size(run: Run, stage: Stage) -> int:
+    """Most items in a task of a stage."""
+    size = run.experiment.runtime.shard_size
+    return size if stage.per_task is None else min(size, stage.per_task)
+
+
 def shards_of(items: Sequence[StageItem], size: int) -> list[Sequence[StageItem]]:
     """Consecutive slices of at most ``size`` items."""
     return [items[start : start + size] for start in range(0, len(items), size)]
@@ -32,11 +38,19 @@ def shard_digest(stage: Stage, run: Run, shard: Sequence[StageItem]) -> str:
 
 
 def compute_shard(run: Run, stage: Stage, shard: Sequence[StageItem], artefact: Artefact) -> ShardReference:
-    """Compute the items of a shard that are not in the store yet."""
+    """Compute the items of a shard that are not in the store yet.
+
+    ``run`` is of the shard's images alone, see :func:`run_of_shard`.
+    """
     missing = artefact.missing([item.id for item in shard])
     if missing:
         stage.compute(run, [item for item in shard if item.id in missing], artefact)
     return reference_to(run, stage, shard)
+
+
+def run_of_shard(run: Run, stage: Stage, shard: Sequence[StageItem]) -> Run:
+    """The run as a task of a shard is given it: it knows the images that it needs, however many others there are."""
+    return run.only(stage.records(run, shard))
 
 
 def abandon(artefact: Artefact) -> None:

@@ -109,7 +109,7 @@ def beside_published(
                         "ours": ours,
                         "difference": ours - value if same else math.nan,
                         "sam": experiment.embed.backbone,
-                        "clip": experiment.localise.backbone,
+                        "clip": getattr(experiment.localise, "backbone", None),
                     }
                 )
     return pd.DataFrame(rows, columns=list(_PUBLISHED_COLUMNS))

@@ -41,10 +41,15 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Scored:
-    """The images of a run, and where their histograms are."""
+    """The images of a run, where their histograms are, and of which steps, in order."""
 
     scores: Artefact
     images: tuple[ScoredImage, ...]
+    steps: tuple[str, ...]
+
+    def evidence(self, images: Sequence[ScoredImage], step: str) -> Evidence:
+        """The evidence of some of the images for one step."""
+        return read_evidence(self.scores, images, [self.steps.index(step)])
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ def compare_paired(
         pairs = [pair for pair in matching.pairs if pair[0].category == category]
         both = None
         if pairs:
-            own = read_evidence(run.scores, [pair[0] for pair in pairs], [step])
-            other = read_evidence(baseline.scores, [pair[1] for pair in pairs], [step])
+            own = run.evidence([pair[0] for pair in pairs], step)
+            other = baseline.evidence([pair[1] for pair in pairs], step)
             both = shared_metrics(category, pairs, own, other, resamples, seed)
             shared.append(both)
             worst += _losses(pairs, own, other)
@@ -113,7 +118,7 @@ def _whole(side: Scored, category: str, step: str) -> NDArray[np.float64]:
     own = [image for image in side.images if image.category == category]
     if not own:
         return np.full(len(METRICS), np.nan)
-    rows: NDArray[np.float64] = read_evidence(side.scores, own, [step]).resampled(np.ones((1, len(own))))[0, 0]
+    rows: NDArray[np.float64] = side.evidence(own, step).resampled(np.ones((1, len(own))))[0, 0]
     return rows
 
 

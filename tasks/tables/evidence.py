@@ -121,20 +121,19 @@ class Evidence:
         return rows
 
 
-def read_evidence(scores: Artefact, images: Sequence[ScoredImage], steps: Sequence[str]) -> Evidence:
-    """The evidence of one category's images for some steps.
+def read_evidence(scores: Artefact, images: Sequence[ScoredImage], steps: Sequence[int]) -> Evidence:
+    """The evidence of one category's images for some steps, by their places among those of the run.
 
     Raises ``StoreError`` if an image's histograms are not in the store, ``CorruptItem`` if they are damaged.
     """
-    chosen = [score.STEPS.index(step) for step in steps]
     pixels: list[list[OccupiedBins]] = [[] for _ in steps]
     has_truth, image_scores = [], []
     for image in images:
         item = scores.read(image.item, only=score.HISTOGRAMS)
         has_truth.append(item.record["truth"])
-        image_scores.append([item.record["image_score"][index] for index in chosen])
+        image_scores.append([item.record["image_score"][index] for index in steps])
         if has_truth[-1]:
-            for own, index in zip(pixels, chosen, strict=True):
+            for own, index in zip(pixels, steps, strict=True):
                 own.append(OccupiedBins.of(*(item.arrays[name][index] for name in score.HISTOGRAMS)))
     return Evidence(
         labels=labels_of(images),

@@ -64,12 +64,12 @@ def result_intervals(run: Run, *, resamples: int = RESAMPLES, seed: int = 0, lev
         ScoredImage(record.category, record.image_id, record.path, record.label, score.item_id(run, record))
         for record in run.manifest
     ]
-    scores = run.artefact(score.key(run))
+    scores = score.SCORE.artefact(run)
     by_category: dict[str, Sequence[Estimate]] = {}
     compared: dict[str, NDArray[np.int64]] = {}
     for category in run.manifest.categories:
         own = [image for image in images if image.category == category]
-        evidence = read_evidence(scores, own, score.STEPS)
+        evidence = read_evidence(scores, own, range(len(run.steps)))
         by_category[category] = evidence.estimates(category_draws(category, evidence.labels, resamples, seed))
         compared[category] = compared_images(evidence.labels)[None]
     of_steps = list(zip(*by_category.values(), strict=True))
@@ -77,7 +77,7 @@ def result_intervals(run: Run, *, resamples: int = RESAMPLES, seed: int = 0, lev
     compared[MEAN] = np.concatenate(list(compared.values()))
     rows: list[dict[str, Any]] = []
     for row in table_rows(run):
-        category, step = row["category"], score.STEPS.index(row["step"])
+        category, step = row["category"], run.steps.index(row["step"])
         estimate = by_category[category][step]
         parts = of_steps[step] if category == MEAN else [estimate]
         bounds, notes = intervals_and_notes(estimate, level, compared[category], parts)

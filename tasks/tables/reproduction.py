@@ -72,7 +72,7 @@ def reproduction_table(published: PublishedTable, runs: Mapping[str, Mapping[str
                 cell |= {
                     "images": len(run.manifest),
                     "sam": run.experiment.embed.backbone,
-                    "clip": run.experiment.localise.backbone,
+                    "clip": getattr(run.experiment.localise, "backbone", None),
                 }
             rows.append(cell)
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -10,11 +10,13 @@ import pandas as pd
 
 from cascade.configs.schema import Frame
 from cascade.storage.datasets import MEAN, ImageRecord
-from cascade.tasks import prompt, refine, score
+from cascade.tasks import score
 from cascade.tasks.aggregate import CHECKS, COUNTS, METRICS, table_rows
-from cascade.tasks.stage import Run, worded_id
+from cascade.tasks.prompt import PROMPT
+from cascade.tasks.refine import REFINE
+from cascade.tasks.score import SCORE
+from cascade.tasks.stage import Run, localised_id, refines
 
-REFINER = "cps"
 RESULT_COLUMNS = (
     "dataset",
     "category",
@@ -31,7 +33,7 @@ _POINT_COLUMNS = ("dataset", "category", "path", "image_id", "set", "x", "y", "l
 
 def vanished_images(run: Run) -> list[ImageRecord]:
     """The defective images of a finished run whose defects leave no pixel in the evaluation frame."""
-    scores = run.artefact(score.key(run))
+    scores = SCORE.artefact(run)
     return [record for record in run.manifest if _vanished(record, scores.record(score.item_id(run, record)))]
 
 
@@ -48,7 +50,7 @@ def results_table(
     constant = {
         "dataset": run.manifest.name,
         "localiser": run.experiment.localise.method,
-        "refiner": REFINER,
+        "refiner": run.experiment.refine.method,
         "frame": _frame(run.experiment.score.frame),
     }
     table = pd.DataFrame([constant | row for row in table_rows(run)], columns=list(RESULT_COLUMNS))
@@ -69,16 +71,19 @@ def results_table(
 def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
     """One row for each image and step.
 
-    ``mask_area`` is the segmented share of the evaluation frame: S_a for the CLIP row, the chosen mask for a step.
+    ``mask_area`` is the segmented share of the evaluation frame: S_a for the map's row, the chosen mask for a step.
     ``mask_iou`` compares it with the ground truth of a defective image, ``mask`` says which of three masks was chosen.
     ``image_score`` is one of ``clip_score``, ``max_score`` and ``top_score``. ``vanished``
     says that the defects leave no pixel in that frame. ``item`` names the image in the store.
     """
-    prompts, refined, scores = (run.artefact(stage.key(run)) for stage in (prompt, refine, score))
+    scores = SCORE.artefact(run)
+    prompts, refined = (PROMPT.artefact(run), REFINE.artefact(run)) if refines(run) else (None, None)
     rows: list[dict[str, Any]] = []
     for record in run.manifest:
-        worded, item = worded_id(run, record), score.item_id(run, record)
-        points, cascade, scored = prompts.record(worded), refined.record(worded), scores.record(item)
+        name, item = localised_id(run, record), score.item_id(run, record)
+        scored = scores.record(item)
+        points = prompts.record(name) if prompts is not None else _unprompted(scored)
+        masks = refined.record(name) if refined is not None else {"no_prompt": False}
         common = {
             "dataset": run.manifest.name,
             "category": record.category,
@@ -87,16 +92,16 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
             "image_id": record.image_id,
             "label": record.label,
             "threshold": points["threshold"],
-            "extreme_area": sum(own["area"] for own in points["sets"]),
-            "n_positive": sum(sum(own["labels"]) for own in points["sets"]),
-            "n_negative": sum(len(own["labels"]) - sum(own["labels"]) for own in points["sets"]),
-            "no_prompt": cascade["no_prompt"],
-            "box_fallback": cascade.get("box_fallback", False),
-            "empty_ring": cascade.get("empty_ring", False),
+            "extreme_area": sum(each["area"] for each in points["sets"]),
+            "n_positive": sum(sum(each["labels"]) for each in points["sets"]),
+            "n_negative": sum(len(each["labels"]) - sum(each["labels"]) for each in points["sets"]),
+            "no_prompt": masks["no_prompt"],
+            "box_fallback": masks.get("box_fallback", False),
+            "empty_ring": masks.get("empty_ring", False),
             "vanished": _vanished(record, scored),
             "item": item,
         }
-        for index, step in enumerate(score.STEPS):
+        for index, step in enumerate(run.steps):
             rows.append(
                 common
                 | {
@@ -107,9 +112,9 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
                     "top_score": scored["top_score"][index],
                     "mask_area": scored["mask_area"][index],
                     "mask_iou": scored["mask_iou"][index] if scored["mask_iou"] else None,
-                    "predicted_iou": _predicted_iou(cascade, index),
+                    "predicted_iou": _predicted_iou(masks, index),
                     "mask": None if scored["chosen"][index] is None else scored["chosen"][index] + 1,
-                    "box": _box(cascade, index),
+                    "box": _box(masks, index),
                 }
             )
     numbers = {"label": "Int64", "mask_iou": "float64", "predicted_iou": "float64", "mask": "Int64"}
@@ -122,10 +127,10 @@ def points_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
 
     ``value`` is the map's score at a positive point and the cosine similarity at a negative one.
     """
-    prompts = run.artefact(prompt.key(run))
+    prompts = PROMPT.artefact(run)
     rows: list[dict[str, Any]] = []
-    for record in run.manifest:
-        for number, own in enumerate(prompts.record(worded_id(run, record))["sets"]):
+    for record in run.manifest if refines(run) else ():
+        for number, each in enumerate(prompts.record(localised_id(run, record))["sets"]):
             common = {
                 "dataset": run.manifest.name,
                 "category": record.category,
@@ -133,11 +138,18 @@ def points_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
                 "image_id": record.image_id,
                 "set": number,
             }
-            for (x, y), label, value in zip(own["points"], own["labels"], own["values"], strict=True):
+            for (x, y), label, value in zip(each["points"], each["labels"], each["values"], strict=True):
                 rows.append(common | {"x": x, "y": y, "label": label, "value": value})
     table = pd.DataFrame(rows, columns=list(_POINT_COLUMNS))
     numbers = {"set": "int64", "x": "float64", "y": "float64", "label": "int64", "value": "float64"}
     return _marked(table.astype(numbers), leak)
+
+
+def _unprompted(scored: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands for the prompts of a run that makes none: where its map was cut, and the pixels above."""
+    height, width = scored["frame"]
+    area = round(scored["mask_area"][0] * height * width)
+    return {"threshold": scored["threshold"], "sets": [{"area": area, "labels": []}]}
 
 
 def _frame(side: Frame) -> str:
@@ -153,14 +165,14 @@ def _marked(table: pd.DataFrame, leak: bool) -> pd.DataFrame:
     return table.assign(leak=True) if leak else table
 
 
-def _predicted_iou(cascade: Any, index: int) -> float | None:
-    if index == 0 or cascade["no_prompt"]:
+def _predicted_iou(masks: Any, index: int) -> float | None:
+    if index == 0 or masks["no_prompt"]:
         return None
-    return float(cascade["predicted_iou"][index - 1][cascade["chosen"][index - 1]])
+    return float(masks["predicted_iou"][index - 1][masks["chosen"][index - 1]])
 
 
-def _box(cascade: Any, index: int) -> str | None:
+def _box(masks: Any, index: int) -> str | None:
     """Boxes in the prompt frame as text, ``x0 y0 x1 y1`` separated by ``;``."""
-    if index == 0 or cascade["no_prompt"] or not cascade["boxes"][index - 1]:
+    if index == 0 or masks["no_prompt"] or not masks["boxes"][index - 1]:
         return None
-    return ";".join(" ".join(f"{value:g}" for value in box) for box in cascade["boxes"][index - 1])
+    return ";".join(" ".join(f"{value:g}" for value in box) for box in masks["boxes"][index - 1])

@@ -7,20 +7,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from cascade.configs.schema import TrainConfig
+from cascade.localisers.april_gan import AprilGan
 from cascade.storage.artefacts import Artefact
 from cascade.storage.atomic import replacing
 from cascade.storage.datasets import ImageRecord, mask_in_frame, read_image, read_mask
-from cascade.storage.errors import DataError, WeightsError
-from cascade.storage.weights import LocatedWeights
+from cascade.storage.errors import DataError
+from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.stage import Run
 from cascade.tasks.words import text_features
 
@@ -28,16 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-
-class _Training(BaseModel):
-    """What an adapter says of its training, as far as it is read again; whatever else it says is kept."""
-
-    model_config = ConfigDict(extra="allow")
-
-    dataset: str | None = None
-    categories: list[str] = []
-    image_ids: list[str] = []
-    start: _Training | None = None
+    from cascade.localisers.patch_text import LinearAdapter
+    from cascade.tasks.execution.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -61,18 +52,18 @@ def train_adapter(
     import torch
     from safetensors.torch import save_file
 
-    from cascade.localisers.april_gan import LinearAdapter, grid_logits, layer_maps
+    from cascade.localisers.patch_text import LinearAdapter, grid_logits, layer_maps
     from cascade.losses import segmentation_loss
-    from cascade.tasks.execution.networks import adapter_of, clip_config, clip_of, device_of
+    from cascade.tasks.execution.networks import networks_of
 
     records = list(run.manifest)
-    localise, device = run.experiment.localise, device_of(run)
-    clip, model = clip_of(run), clip_config(localise.backbone)
+    localise, networks = run.experiment.localise, networks_of(run.experiment, run.weights)
+    clip, model, device = networks.clip(localise.image_side), networks.clip_config, networks.device
     texts = text_features(run, {run.words(record) for record in records})
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     if "adapter" in run.weights:
-        adapter = copy.deepcopy(adapter_of(run)).requires_grad_(True)
+        adapter = copy.deepcopy(_start(run, networks)).requires_grad_(True)
     else:
         adapter = LinearAdapter(len(localise.layers), model["vision_cfg"]["width"], model["embed_dim"]).to(device)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate, betas=(0.5, 0.999))
@@ -99,24 +90,6 @@ def train_adapter(
         state = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
         save_file(state, part, metadata={"training": json.dumps(_training(run, config, epochs), sort_keys=True)})
     return epochs
-
-
-def adapter_training(located: LocatedWeights) -> dict[str, Any]:
-    """What one of our adapters says about its training; empty for a foreign one. Raises ``WeightsError``."""
-    if located.path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(located.path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{located.path}: damaged, or no safetensors file ({error}); get the file again") from error
-    try:
-        return _Training.model_validate_json(metadata.get("training", "{}")).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        raise WeightsError(
-            f"{located.path}: what it says of its own training cannot be read, so that it could be tested on its own "
-            f"training data unnoticed; get the file again, or train anew"
-        ) from error
 
 
 def _example(
@@ -168,12 +141,14 @@ def _encode(run: Run, clip: nn.Module, images: Sequence[NDArray[np.uint8]]) -> t
     """Tokens [B, L, 1 + P, width] float32 of images [H, W, 3]."""
     import torch
 
-    from cascade.backbones.clip.backbone import image_tensor, image_tokens, squared
-    from cascade.tasks.execution.networks import device_of
+    from cascade.backbones.clip.backbone import image_tensor, image_tokens
+    from cascade.localisers.squares import squared
 
     config = run.experiment.localise
     inputs = torch.stack([image_tensor(squared(image, config.image_side)) for image in images])
-    tokens = image_tokens(clip, inputs.to(device_of(run)), config.layers, bf16=config.precision == "bf16")
+    tokens = image_tokens(
+        clip, inputs.to(next(clip.parameters()).device), config.layers, bf16=config.precision == "bf16"
+    )
     return torch.stack(tokens.blocks, dim=1)
 
 
@@ -184,7 +159,7 @@ def require_trainable(run: Run) -> None:
         DataError: a defective image of the training data has no mask, or none is defective.
         WeightsError: the adapter to start from is of no use.
     """
-    from cascade.tasks.execution.networks import adapter_of
+    from cascade.tasks.execution.networks import networks_of
 
     records = list(run.manifest)
     unknown = [record for record in records if record.label is None or (record.label and record.mask_path is None)]
@@ -193,7 +168,12 @@ def require_trainable(run: Run) -> None:
     if not any(record.label for record in records):
         raise DataError(f"{run.manifest.root}: training needs defective images; none is in the chosen split")
     if "adapter" in run.weights:
-        adapter_of(run)
+        _start(run, networks_of(run.experiment, run.weights))
+
+
+def _start(run: Run, networks: Networks) -> LinearAdapter:
+    """The adapter that the training starts from."""
+    return cast(AprilGan, run.localiser).adapter(networks)
 
 
 def _training(run: Run, config: TrainConfig, epochs: Sequence[Epoch]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
+from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
 from cascade.frames import InputFrame
-from cascade.localisers.april_gan import anomaly_map, build_adapter, grid_logits, logit_margin
+from cascade.localisers.patch_text import anomaly_map, build_adapter, grid_logits, logit_margin
+from cascade.localisers.squares import squared
 from cascade.prompts.ppg import PromptOptions, generate_prompts
 from cascade.storage.weights import locate
 from cascade.tasks.ensembles import load_ensemble

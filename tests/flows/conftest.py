@@ -28,7 +28,7 @@ from cascade.flows.engines.prefect_server import set_defaults
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run import Observer
 from cascade.flows.run.prepare import Prepared, prepare
-from cascade.localisers.april_gan import LinearAdapter
+from cascade.localisers.patch_text import LinearAdapter
 from cascade.storage.artefacts import Artefact
 from cascade.storage.errors import CorruptItem
 from cascade.synthesis.scene import generate_scene
@@ -262,7 +262,7 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: Any) -> None:
         pytest.fail(f"loaded a network: {arguments}")
 
-    for name in ("_sam", "_clip", "_adapter"):
+    for name in ("_sam", "_clip", "_trained"):
         monkeypatch.setattr(f"cascade.tasks.execution.networks.{name}", load)
 
 

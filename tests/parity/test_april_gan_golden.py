@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature, squared
+from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
 from cascade.backbones.clip.ensemble import PromptEnsemble
 from cascade.configs.loader import PROMPTS
-from cascade.localisers.april_gan import (
+from cascade.localisers.patch_text import (
     anomaly_map,
     build_adapter,
     grid_logits,
@@ -19,6 +19,7 @@ from cascade.localisers.april_gan import (
     layer_maps,
     logit_margin,
 )
+from cascade.localisers.squares import squared
 from cascade.losses import dice_loss, focal_loss, segmentation_loss
 from tests.parity.rules import clip_weight, golden_files
 

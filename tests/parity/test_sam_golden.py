@@ -11,7 +11,9 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.decoder import decode
 from cascade.backbones.sam.image import embed, input_frame, normalise, to_input
 from cascade.frames import InputFrame, logits_in_frame, scale_points
-from cascade.refiners.cps import CascadeOptions, Row, run_cascade
+from cascade.refiners.cps import Cps
+from cascade.refiners.passes import run_cascade
+from cascade.refiners.protocol import Row
 from tests.parity.rules import formula_embedding, golden_files, golden_sam, sam_image
 
 FILES = golden_files("sam")
@@ -58,7 +60,7 @@ def test_three_steps_equal_the_official_predictor(sam, decoder, path):
     embedding = _embedding(sam, case)
     points = torch.from_numpy(scale_points(case["points"], size, frame.size)).float()[None]
     labels = torch.from_numpy(case["labels"])[None]
-    options = CascadeOptions(tuple(case["multimask"].tolist()), "iou", "chosen", "mask", 0.0, "previous")
+    options = Cps(tuple(case["multimask"].tolist()), "iou", "chosen", "mask", 0.0, "previous")
     full = np.array([0, 0, size[1] - 1, size[0] - 1], dtype=np.float64)
 
     result = run_cascade(decoder, embedding, points, labels, [Row(frame, size, full)], options)[0]

@@ -16,7 +16,9 @@ from cascade.backbones.sam.decoder import decode
 from cascade.backbones.sam.encoder import encode
 from cascade.backbones.sam.image import embed, input_frame, normalise, to_input
 from cascade.frames import logits_in_frame, mask_box, scale_points
-from cascade.refiners.cps import CascadeOptions, Row, run_cascade
+from cascade.refiners.cps import Cps
+from cascade.refiners.passes import run_cascade
+from cascade.refiners.protocol import Row
 from tests.parity.rules import sam_image
 
 SIZES = {"square": (120, 120), "landscape": (90, 160), "portrait": (150, 60)}
@@ -137,7 +139,7 @@ def test_batched_cascade(predictor, k, multimask, kind):
         torch.from_numpy(batch).float(),
         torch.from_numpy(labels).expand(len(SIZES), -1),
         [Row(frames[name], size, np.zeros(4)) for name, size in SIZES.items()],
-        CascadeOptions(multimask, "iou", "chosen", "mask", 0.0, "previous"),
+        Cps(multimask, "iou", "chosen", "mask", 0.0, "previous"),
     )
 
     for name, result in zip(SIZES, results, strict=True):

@@ -9,8 +9,8 @@ import pytest
 from cascade.configs.grid import Variant, expand, varied_keys
 from cascade.configs.published import PublishedRow, PublishedTable, known_datasets
 from cascade.tasks.aggregate import METRICS
-from cascade.tasks.score import STEPS
 from cascade.tasks.tables.ablation import FinishedVariant, ablation_table, beside_published, pivot
+from tests.planted import STEPS
 from tests.test_grid import SHAPE, SIZE, grid
 
 LAST = STEPS[-1]

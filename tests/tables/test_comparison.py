@@ -11,12 +11,12 @@ from sklearn.metrics import average_precision_score
 
 from cascade.metrics import bca_intervals
 from cascade.tasks.aggregate import METRICS
-from cascade.tasks.score import HISTOGRAMS, STEPS, histogram_specs
+from cascade.tasks.score import HISTOGRAMS, histogram_specs
 from cascade.tasks.tables.comparison import SAME, Scored, compare_paired
 from cascade.tasks.tables.evidence import ScoredImage, category_draws, labels_of, read_evidence
 from cascade.tasks.tables.intervals import FEW, NO_SPREAD, mean_of
 from cascade.tasks.tables.matching import match_images
-from tests.planted import DEFECTIVE, GOOD, PlantedImage, plant_scores, planted_images
+from tests.planted import DEFECTIVE, GOOD, STEPS, PlantedImage, plant_scores, planted_images
 
 STEP = STEPS[-1]
 
@@ -61,7 +61,7 @@ def test_pairing_takes_the_difficulty_of_the_images_out(baseline: Scored, tmp_pa
     for category in ("cap", "nut", "pin"):
         images = [image for image in run.images if image.category == category]
         draws = category_draws(category, labels_of(images), 300, 0)
-        alone += read_evidence(run.scores, images, [STEP]).estimates(draws)
+        alone += read_evidence(run.scores, images, [len(STEPS) - 1]).estimates(draws)
     low, high = bca_intervals(mean_of(alone), 0.95)[METRICS.index("pixel_ap")]
     assert difference["high"] - difference["low"] < (high - low) / 5
 
@@ -204,9 +204,9 @@ def test_images_with_another_mask_are_counted(baseline: Scored, tmp_path: Path) 
     for own, old in zip(run.images, kept, strict=True):
         if own.item != old.item:
             item = run.scores.read(own.item)
-            with run.scores.writing([old.item], histogram_specs("uint32")):
+            with run.scores.writing([old.item], histogram_specs("uint32", len(STEPS))):
                 run.scores.write(old.item, {name: item.arrays[name] for name in HISTOGRAMS}, item.record)
-    table = paired(Scored(run.scores, tuple(kept)), baseline)
+    table = paired(Scored(run.scores, tuple(kept), STEPS), baseline)
     assert set(table.loc["cap", "other_truth"]) == set(table.loc["mean", "other_truth"]) == {2}
     assert set(table.loc["nut", "other_truth"]) == {0}
 
@@ -221,9 +221,9 @@ def test_a_mask_that_covers_other_pixels_of_the_frame_is_another_truth(baseline:
     other = next(own for own in run.images if own.path == "nut/15")
     named = next(own for own in baseline.images if own.path == "nut/15")
     item = run.scores.read(other.item)
-    with run.scores.writing([named.item], histogram_specs("uint32")):
+    with run.scores.writing([named.item], histogram_specs("uint32", len(STEPS))):
         run.scores.write(named.item, {name: item.arrays[name] for name in HISTOGRAMS}, item.record)
-    table = paired(Scored(run.scores, baseline.images), baseline)
+    table = paired(Scored(run.scores, baseline.images, STEPS), baseline)
     assert set(table.loc["nut", "other_truth"]) == {1}
     assert set(table.loc["cap", "other_truth"]) == {0}
 

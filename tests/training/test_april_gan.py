@@ -15,8 +15,7 @@ from cascade.flows.run import Observer
 from cascade.flows.run.prepare import find_leak
 from cascade.flows.run.reading import read_images
 from cascade.flows.train import train_april_gan
-from cascade.localisers.april_gan import anomaly_map, build_adapter, grid_logits
-from cascade.storage.artefacts import Store
+from cascade.localisers.patch_text import anomaly_map, build_adapter, grid_logits
 from cascade.storage.datasets import read_image
 from cascade.storage.errors import ConfigError, DataError, WeightsError
 from cascade.storage.weights import LocatedWeights, file_sha256
@@ -78,7 +77,7 @@ def test_loss_falls_and_tokens_are_cached(experiment, tmp_path):
 
 def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_weights):
     """Adam on focal + Dice over the cached tokens, in the seeded order; written out with plain torch."""
-    from cascade.localisers.april_gan import LinearAdapter, layer_maps
+    from cascade.localisers.patch_text import LinearAdapter, layer_maps
     from cascade.losses import segmentation_loss
     from cascade.tasks.stage import Run
     from cascade.tasks.words import text_features
@@ -87,7 +86,7 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
     one_side = experiment.model_copy(update={"localise": experiment.localise.model_copy(update={"more_sides": ()})})
     run = Run(one_side, read_images(experiment, tmp_path).manifest, tmp_path / "store", {"clip": located})
-    tokens = Store(tmp_path / "store").artefact(TOKENS.key(run))
+    tokens = TOKENS.artefact(run)
     texts = text_features(run, {"nut", "wood"})
     torch.manual_seed(111)
     adapter = LinearAdapter(4, 128, 128)

@@ -12,7 +12,6 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.model import resize_pos_embed
-from PIL import Image
 from torch import nn
 from torchvision.transforms import functional as vision
 
@@ -119,16 +118,8 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile()
 
 
-def squared(photograph: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A photograph [H, W, 3] in RGB at CLIP's size [side, side, 3]: bicubic, aspect not kept.
-
-    With :func:`image_tensor` the same as APRIL-GAN's transform, whose ``Resize`` takes the square size.
-    """
-    return np.array(Image.fromarray(photograph).resize((side, side), Image.Resampling.BICUBIC))
-
-
 def image_tensor(square: NDArray[np.uint8]) -> torch.Tensor:
-    """What :func:`squared` made as CLIP's input [3, side, side] float32, with CLIP's normalisation."""
+    """A square photograph [side, side, 3] as CLIP's input [3, side, side] float32, with CLIP's normalisation."""
     normalised: torch.Tensor = vision.normalize(vision.to_tensor(square), list(MEAN), list(STD))
     return normalised
 

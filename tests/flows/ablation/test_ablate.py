@@ -134,7 +134,7 @@ def test_damage_found_by_a_later_variant_is_mended(bench: Bench) -> None:
     ablation = ablation_of(bench, WEIGHTS)
     candidates = candidates_of(bench, ablation)
     run = next(each.run for each in candidates.values() if isinstance(each, Prepared))
-    masks = run.artefact(refine.key(run))
+    masks = refine.REFINE.artefact(run)
     item = sorted(masks.done())[2]
 
     class Damaging(Recorder):

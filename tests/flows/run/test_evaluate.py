@@ -356,7 +356,7 @@ def test_compiling_without_a_compiler_fails_before_anything_is_written(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("cascade.tasks.execution.networks.device_of", lambda run: torch.device(device))
     with pytest.raises(ConfigError, match=f"runtime.compile: no {compilers}"):
-        networks.compiles(empty.prepare("runtime.compile=true").run)
+        networks.compiles(empty.prepare("runtime.compile=true").run.experiment.runtime)
     monkeypatch.setattr("cascade.tasks.execution.networks.device_of", lambda run: torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"runtime\.compile"):
         empty.run("runtime.compile=true")

@@ -70,18 +70,18 @@ def test_a_higher_level_is_wider(finished: tuple[Bench, Outcome]) -> None:
 
 def test_resamples_agree_with_the_stored_pixels(finished: tuple[Bench, Outcome]) -> None:
     run = finished[1].prepared.run
-    scores = run.artefact(score.key(run))
+    scores = score.SCORE.artefact(run)
     records = [record for record in run.manifest if record.category == "carpet"]
     images = [ScoredImage("carpet", r.image_id, r.path, r.label, score.item_id(run, r)) for r in records]
     weights = category_draws("carpet", labels_of(images), 20, seed=1).drawn
-    found = read_evidence(scores, images, score.STEPS).resampled(weights)
+    found = read_evidence(scores, images, range(len(run.steps))).resampled(weights)
     items = [scores.read(image.item) for image in images]
     maps = np.stack([item.arrays["scores_96x96"] for item in items]).astype(np.float64)
     truths = np.stack([np.unpackbits(item.arrays["truth_96x96"], count=96 * 96) for item in items])
     labels = np.array([record.label for record in records], dtype=int)
     for draw, row in enumerate(weights.astype(int)):
         drawn = np.repeat(np.arange(len(records)), row)
-        for index in range(len(score.STEPS)):
+        for index in range(len(run.steps)):
             pixels, truth = maps[drawn, index].ravel(), truths[drawn].ravel()
             image_scores = [items[image].record["image_score"][index] for image in drawn]
             own = dict(zip(METRICS, found[index, draw], strict=True))

@@ -10,8 +10,8 @@ from cascade.flows.engines.evaluate import evaluate
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run.prepare import prepare
+from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.tables.results import images_table, results_table
-from cascade.tasks.training.april_gan import adapter_training
 from tests.flows.conftest import Recorder
 
 CATEGORIES = (

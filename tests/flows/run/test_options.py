@@ -10,7 +10,6 @@ import pytest
 from pydantic import BaseModel
 
 from cascade.configs.schema import Experiment
-from cascade.tasks import score
 from cascade.tasks.tables.results import images_table, points_table, results_table
 from tests.flows.conftest import Bench, Outcome
 
@@ -68,7 +67,7 @@ def test_a_choice_runs_and_touches_nothing_before_it(
 
     run = outcome.prepared.run
     images, points = images_table(run), points_table(run)
-    assert len(images) == len(run.manifest) * len(score.STEPS)
+    assert len(images) == len(run.manifest) * len(run.steps)
     metrics = results_table(run).filter(like="_").select_dtypes("float64").to_numpy()
     assert np.nanmin(metrics) >= 0
     assert np.nanmax(metrics) <= 1

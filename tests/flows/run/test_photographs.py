@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from cascade.storage.datasets import read_image
 from cascade.storage.errors import StageError
 from cascade.tasks import embed, tokens
 from cascade.tasks.execution import photographs
+from cascade.tasks.stage import StageItem
 from tests.flows.conftest import Bench
 
 
@@ -31,7 +33,7 @@ def decodes(monkeypatch) -> Counter[str]:
         counted[path.name] += 1
         return read_image(path, white)
 
-    for module in (embed, photographs):
+    for module in (embed, tokens):
         monkeypatch.setattr(module, "read_image", counting)
     return counted
 
@@ -39,7 +41,6 @@ def decodes(monkeypatch) -> Counter[str]:
 def test_one_decode_serves_both_encoders(empty: Bench, decodes):
     outcome = empty.run()
     assert outcome.computed["embed"] == outcome.computed["tokens"] == decodes.total() > 1
-    assert not photographs._waiting
 
 
 def test_both_encoders_share_the_square_that_they_have_in_common(empty: Bench, monkeypatch, tmp_path):
@@ -70,24 +71,35 @@ def test_nothing_is_kept_for_maps_that_are_there(bench: Bench, decodes):
         embeddings.forget(item)
     again = bench.run()
     assert again.computed["embed"] == decodes.total() > 1
-    assert not photographs._waiting
+    assert not len(again.prepared.run.photographs)
 
 
-def test_nothing_waits_on_after_a_run_that_failed(empty: Bench, monkeypatch):
-    def broken(run, record):
-        assert photographs._waiting
+def test_what_waits_ends_with_its_run(empty: Bench, monkeypatch):
+    waiting: list[int] = []
+
+    def broken(run, item):
+        waiting.append(len(run.photographs))
         raise StageError("no map today")
 
-    monkeypatch.setattr(tokens, "squares_for_clip", broken)
+    monkeypatch.setattr(tokens, "squares_of", broken)
     with pytest.raises(StageError, match="no map today"):
         empty.run()
-    assert not photographs._waiting
+    assert waiting[0]
+    assert not len(empty.prepare().run.photographs)
+
+
+def test_what_waits_is_not_sent_to_another_process(empty: Bench):
+    run = empty.prepare().run
+    (record, *_) = run.manifest
+    run.photographs.keep(record.image_id, read_image(run.image_path(record)), run.localiser.sides)
+    assert len(run.photographs)
+    assert not len(pickle.loads(pickle.dumps(run)).photographs)
 
 
 def test_workers_of_other_runners_keep_nothing(empty: Bench):
     for runner, kept in (("threads", True), ("processes", False)):
         run = empty.prepare(f"runtime.runner={runner}").run
-        assert bool(embed._clip_will_look_at(run, embed.EMBED.items(run))) == kept
+        assert bool(embed._localiser_will_look_at(run, embed.EMBED.items(run))) == kept
 
 
 def test_a_photograph_that_does_not_fit_is_decoded_again(empty: Bench, decodes, monkeypatch):
@@ -95,8 +107,8 @@ def test_a_photograph_that_does_not_fit_is_decoded_again(empty: Bench, decodes, 
     (record, *_) = run.manifest
     needed = sum(3 * side * side for side in run.experiment.localise.sides)
     monkeypatch.setattr(photographs, "LIMIT", needed - 1)
-    photographs.keep_for_clip(run, record, read_image(run.image_path(record)))
-    assert not photographs._waiting
-    squares = photographs.squares_for_clip(run, record)
+    assert run.photographs.keep(record.image_id, read_image(run.image_path(record)), run.localiser.sides) == []
+    assert not len(run.photographs)
+    squares = tokens.squares_of(run, StageItem(record.image_id, record))
     assert [square.shape for square in squares] == [(side, side, 3) for side in run.experiment.localise.sides]
     assert decodes.total() == 1

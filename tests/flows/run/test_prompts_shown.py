@@ -11,9 +11,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cascade.configs.schema import PromptConfig, ScoreConfig
+from cascade.scoring import top_mean
 from cascade.tasks.aggregate import MEAN
-from cascade.tasks.score import STEPS, top_mean
 from tests.flows.conftest import Bench, Cli
+from tests.planted import STEPS
 
 
 def finished_run(cli: Cli, bench: Bench, out: Path, *changes: str) -> tuple[str, dict, pd.DataFrame, pd.DataFrame]:

@@ -16,10 +16,10 @@ from tests.flows.conftest import Bench, Outcome
 def test_blocks_add_up_to_all_images(bench: Bench, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(tally, "BLOCK", block)
     run = bench.run().prepared.run
-    scores = run.artefact(score.key(run))
+    scores = score.SCORE.artefact(run)
     for category in run.manifest.categories:
         records = [record for record in run.manifest if record.category == category]
-        expected = [ScoreHistogram.empty() for _ in score.STEPS]
+        expected = [ScoreHistogram.empty() for _ in run.steps]
         for record in records:
             own = score.histograms(scores.read(score.item_id(run, record)))
             expected = [total + each for total, each in zip(expected, own, strict=True)]

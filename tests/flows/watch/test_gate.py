@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from cascade.storage.datasets import load_manifest
-from cascade.tasks.score import STEPS
 from tests.flows.conftest import Bench, Cli, files_of
-from tests.planted import PlantedImage, plant_run, planted_images
+from tests.planted import STEPS, PlantedImage, plant_run, planted_images
 
 
 @pytest.fixture(scope="module")

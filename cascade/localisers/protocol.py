@@ -1,0 +1,121 @@
+"""What a localiser is: the questions that the rest of the system asks, and the method answers.
+
+Nothing here imports torch, so that a run which finds everything in the store starts without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from cascade.frames import Size
+
+Module = TypeVar("Module", bound="nn.Module")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Shape and dtype of an array that is kept for each image."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class AnomalyMap:
+    """Where an image looks wrong.
+
+    Attributes:
+        values: [H, W] float32 in [0, 1].
+        ranking: [H, W] float32, a finer order of the same pixels; it breaks ties where ``values`` is saturated (A6).
+    """
+
+    values: NDArray[np.float32]
+    ranking: NDArray[np.float32]
+
+
+class Networks(Protocol):
+    """The networks that a localiser is given, by role, loaded when it first asks for them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    def clip_config(self) -> Mapping[str, Any]:
+        """open_clip's configuration of the CLIP model: ``embed_dim``, ``vision_cfg``, ``text_cfg``."""
+
+    def clip(self, side: int) -> nn.Module:
+        """The CLIP model for square inputs of ``side`` pixels."""
+
+    def trained(
+        self, role: str, build: Callable[[Mapping[str, torch.Tensor]], Module], fault: Callable[[Module], str]
+    ) -> Module:
+        """What ``build`` makes of the checkpoint of a role, on the device.
+
+        A ``ValueError`` of ``build``, and what ``fault`` says unless it is empty, are shown with the file's name.
+        """
+
+
+class Localiser(ABC):
+    """One method. Its instances are frozen dataclasses of the options that change what it computes.
+
+    It works in two steps, so that the first can be kept: ``look`` sees images and no words; ``compare`` sees what
+    ``look`` found, and the words. What ``compare`` returns is kept, and becomes a map of any size by ``map_of``.
+
+    Attributes:
+        VERSION: raised by hand when the mathematics changes.
+        ROLES: of the checkpoints that it needs: ``clip`` is a CLIP model, any other is a file of its own.
+        SCOPE: whether an image is judged alone, or by the other images of its category.
+        WORDS: whether it is asked in words, and so given text features.
+        STEP: name of the map's row in the tables.
+        sides: of the squares, in pixels, to which a photograph is scaled for it.
+    """
+
+    VERSION: ClassVar[int]
+    ROLES: ClassVar[tuple[str, ...]] = ()
+    SCOPE: ClassVar[Literal["image", "batch"]] = "image"
+    WORDS: ClassVar[bool] = False
+    STEP: ClassVar[str] = "map"
+    sides: tuple[int, ...]
+
+    @abstractmethod
+    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
+        """What the networks take, on the CPU, of one photograph's squares [side, side, 3]."""
+
+    @abstractmethod
+    def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is seen in B images before a word is said, [B, ...] by name; from inputs [B, ...] for each side."""
+
+    @abstractmethod
+    def look_arrays(self, networks: Networks) -> dict[str, Kept]:
+        """The arrays of ``look`` for one image, as they are kept if they are kept."""
+
+    @abstractmethod
+    def compare(
+        self, networks: Networks, looks: Mapping[str, torch.Tensor], texts: torch.Tensor | None
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+        """What is kept of B images, [B, ...] by name, and their image scores [B] in [0, 1].
+
+        Args:
+            networks: see there.
+            looks: what ``look`` returned, on the networks' device.
+            texts: [B, D, 2] unit columns, normal and abnormal; ``None`` unless ``WORDS``.
+        """
+
+    @abstractmethod
+    def arrays(self, networks: Networks) -> dict[str, Kept]:
+        """The arrays of ``compare`` for one image. Whatever cannot work is refused here, before anything is written."""
+
+    @abstractmethod
+    def map_of(self, arrays: Mapping[str, NDArray[Any]], size: Size) -> AnomalyMap:
+        """The map of one image in a frame of ``size`` (height, width) that spans it."""

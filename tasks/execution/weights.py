@@ -1,0 +1,89 @@
+"""The checkpoints of an experiment: a path in the configuration, the weights folder, or the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cascade.configs.schema import Experiment
+from cascade.localisers import localiser_class
+from cascade.refiners import refiner_class
+from cascade.storage.errors import ConfigError, PipelineError, WeightsError, nearest
+from cascade.storage.weights import REGISTRY, LocatedWeights, locate
+
+_SHIPPED_SAM = {"mini": "mini_sam"}
+_SHIPPED_CLIP = {"mini": "mini_clip"}
+_SHIPPED_ADAPTERS = {"mini": "april_gan_mini"}
+
+
+def roles_of(experiment: Experiment) -> list[str]:
+    """The roles of the checkpoints that an experiment needs."""
+    sam = ["sam"] if refiner_class(experiment.refine.method).STEPS else []
+    return [*sam, *localiser_class(experiment.localise.method).ROLES]
+
+
+def locate_weights(experiment: Experiment, folder: Path) -> dict[str, LocatedWeights]:
+    """The verified checkpoints of a run by role: a path in the configuration, the weights folder, or the package."""
+    found, faults = _look_for_weights(experiment, folder)
+    if len(faults) > 1:
+        lines = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults.values(), 1))
+        kind = ConfigError if all(isinstance(each, ConfigError) for each in faults.values()) else WeightsError
+        raise kind(f"{len(faults)} checkpoints cannot be used: {lines}")
+    for fault in faults.values():
+        raise fault
+    return found
+
+
+def missing_weights(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """By role, what is wrong with each checkpoint that a run could not use, and what to do; empty if none is."""
+    return {role: str(fault) for role, fault in _look_for_weights(experiment, folder)[1].items()}
+
+
+def _look_for_weights(
+    experiment: Experiment, folder: Path
+) -> tuple[dict[str, LocatedWeights], dict[str, PipelineError]]:
+    """The checkpoints that were found and the faults of the others, by role."""
+    found: dict[str, LocatedWeights] = {}
+    faults: dict[str, PipelineError] = {}
+    for role in roles_of(experiment):
+        try:
+            found[role] = _ROLES[role](experiment, folder)
+        except PipelineError as error:
+            faults[role] = error
+    return found, faults
+
+
+def _locate_sam(experiment: Experiment, folder: Path) -> LocatedWeights:
+    embed = experiment.embed
+    name = embed.weights or _SHIPPED_SAM.get(embed.backbone, embed.backbone)
+    return locate(name, folder=folder, sha256=embed.sha256)
+
+
+def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
+    """The CLIP checkpoint of an experiment."""
+    localise = experiment.localise
+    plain = localise.backbone.removesuffix("-quickgelu")
+    registered = _SHIPPED_CLIP.get(localise.backbone, f"{plain}/{localise.pretrained}")
+    if localise.weights is None and registered not in REGISTRY:
+        from cascade.tasks.execution.networks import clip_config  # brings torch along
+
+        clip_config(localise.backbone)
+        known = [name.partition("/")[0] for name in REGISTRY if "/" in name] + list(_SHIPPED_CLIP)
+        raise ConfigError(
+            f"localise.backbone: no weights are registered for '{localise.backbone}' with tag '{localise.pretrained}'; "
+            f"{nearest(localise.backbone, known)}, or give localise.weights=PATH"
+        )
+    return locate(localise.weights or registered, folder=folder, sha256=localise.sha256)
+
+
+def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
+    localise = experiment.localise
+    name = localise.adapter or _SHIPPED_ADAPTERS.get(localise.backbone)
+    if name is None:
+        raise ConfigError(
+            f"localise.adapter: april_gan on {localise.backbone} needs trained linear layers; "
+            f"make them with `cascade train april_gan --dataset PATH`, or give the path of a checkpoint"
+        )
+    return locate(name, folder=folder, sha256=localise.adapter_sha256)
+
+
+_ROLES = {"sam": _locate_sam, "clip": locate_clip, "adapter": _locate_adapter}
