@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.configs.schema import ScoreConfig
 from cascade.metrics import N_BINS, ScoreHistogram
 from cascade.storage.artefacts import ArraySpec, Artefact, Item
 from cascade.storage.datasets import ImageRecord, mask_in_frame, read_mask
@@ -20,6 +21,7 @@ from cascade.tasks.refine import REFINE, input_frame_of, masks_of
 from cascade.tasks.stage import Run, Stage, StageItem, config_of, localised_id, no_roles, refines
 
 if TYPE_CHECKING:
+    from cascade.fusion import FusionOptions
     from cascade.refiners.merging import ImageMasks
 
 VERSION = 3
@@ -77,13 +79,12 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     ``top_score``, ``mask_area`` (share of the frame), ``mask_iou`` and ``chosen``: which of several masks went on,
     ``None`` where there was no choice. Without a refiner it holds ``threshold``, where the map was cut.
     """
-    from cascade.fusion import FusionOptions
     from cascade.prompts.ppg import extreme_threshold
     from cascade.scoring import pixel_scores
 
     maps, config = Maps(run), run.experiment.score
     prompts, refined = PROMPT.artefact(run), REFINE.artefact(run) if refines(run) else None
-    fusion = FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))
+    fusion = fusion_options(config)
     cut = prompt_options(run.experiment.prompt)
 
     def scored(item: StageItem) -> _Scored:
@@ -101,6 +102,13 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 
     for item, (found, record) in on_every_core(items, scored):
         artefact.write(item.id, found, record)
+
+
+def fusion_options(config: ScoreConfig) -> FusionOptions:
+    """The options of the fusion from their configuration."""
+    from cascade.fusion import FusionOptions
+
+    return FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))
 
 
 def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:

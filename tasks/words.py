@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.errors import CorruptItem
 from cascade.storage.keys import StageKey
@@ -16,6 +19,7 @@ from cascade.tasks.stage import Run
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 VERSION = 1
 
@@ -55,15 +59,22 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
 
 
 def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
+    from cascade.tasks.execution.networks import networks_of
+
+    networks, prompts = networks_of(run.experiment, run.weights), run.experiment.localise.prompts
+    clip, shape = networks.clip(run.localiser.sides[0]), (networks.clip_config["embed_dim"], 2)
+    with artefact.writing(sorted(artefact.missing(words)), {"features": ArraySpec(shape, "float32")}):
+        for each in sorted(artefact.missing(words)):  # another shard may have been first
+            artefact.write(each, {"features": features_of(each, prompts, clip)}, {})
+
+
+def features_of(words: str, prompts: str, clip: nn.Module) -> NDArray[np.float32]:
+    """[D, 2] unit columns, normal and abnormal, of a class under the prompt ensemble ``prompts``."""
     import torch
 
     from cascade.backbones.clip.backbone import mean_text_feature
     from cascade.tasks.ensembles import load_ensemble
-    from cascade.tasks.execution.networks import networks_of
 
-    networks, ensemble = networks_of(run.experiment, run.weights), load_ensemble(run.experiment.localise.prompts)
-    clip, shape = networks.clip(run.localiser.sides[0]), (networks.clip_config["embed_dim"], 2)
-    with artefact.writing(sorted(artefact.missing(words)), {"features": ArraySpec(shape, "float32")}):
-        for each in sorted(artefact.missing(words)):  # another shard may have been first
-            normal_and_abnormal = [mean_text_feature(clip, sentences) for sentences in ensemble.sentences(each)]
-            artefact.write(each, {"features": torch.stack(normal_and_abnormal, dim=1).cpu().numpy()}, {})
+    normal_and_abnormal = [mean_text_feature(clip, sentences) for sentences in load_ensemble(prompts).sentences(words)]
+    features: NDArray[np.float32] = torch.stack(normal_and_abnormal, dim=1).cpu().numpy()
+    return features

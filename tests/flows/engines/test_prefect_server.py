@@ -140,6 +140,22 @@ def command(bench: Bench, home: Path, program: str = PROGRAM, **more: str) -> su
     )
 
 
+def slowly_written(folder: Path) -> dict[str, str]:
+    """Variables with which every process takes half a second to write an item, so that a signal comes in time."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import time\n"
+        "from cascade.storage.artefacts import Artefact\n"
+        "write = Artefact.write\n"
+        "def slowly(*arguments):\n"
+        "    time.sleep(0.5)\n"
+        "    write(*arguments)\n"
+        "Artefact.write = slowly\n",
+        encoding="utf-8",
+    )
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["threads", "processes"])
 def test_ctrl_c_ends_a_run_soon_and_keeps_what_is_finished(runner: str, empty: Bench, tmp_path: Path) -> None:
@@ -149,7 +165,7 @@ def test_ctrl_c_ends_a_run_soon_and_keeps_what_is_finished(runner: str, empty: B
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=tmp_path,
-        env=without_server(tmp_path / "home"),
+        env=without_server(tmp_path / "home") | slowly_written(tmp_path / "slow"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
