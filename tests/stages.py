@@ -6,6 +6,7 @@ whose numbers are the same for good.
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +28,8 @@ from cascade.flows.run.prepare import prepare
 from cascade.storage.artefacts import ArraySpec, Item
 from cascade.storage.keys import StageKey
 from cascade.tasks import words
-from cascade.tasks.execution.networks import clip_config
 from cascade.tasks.stage import Run, Stage
+from tests.tiny import SMALL_CLIP
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 NAMES = ("words", *BY_NAME)
@@ -45,6 +46,8 @@ SMALL = (
     "localise.weights={clip}",
     "localise.adapter={adapter}",
     "embed.weights={sam}",
+    "localise.backbone=small",
+    "localise.layers=[2,4,6,8]",
     "localise.image_side=96",
     "localise.more_sides=[]",
     "prompt.frame=96",
@@ -61,14 +64,18 @@ Digest = Mapping[str, Summary]
 
 @dataclass
 class Desk:
-    """A folder with images and networks, in which single stages are computed."""
+    """A folder with images and networks, in which single stages are computed.
+
+    Its CLIP is an ordinary one, ``small``; the folder has to take the place of ``networks.MODELS``.
+    """
 
     folder: Path
     _found: dict[tuple[str, ...], dict[str, Item]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _draw_images(self.folder / "data")
-        config = clip_config("mini")
+        config = SMALL_CLIP
+        (self.folder / "small_clip.json").write_text(json.dumps(config))
         clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=False)
         sam, tower = build_sam("mini").state_dict(), clip.state_dict()
         shapes = {"weight": (config["embed_dim"], config["vision_cfg"]["width"]), "bias": (config["embed_dim"],)}
@@ -211,7 +218,7 @@ def _words_of(run: Run) -> dict[str, Item]:
 def _plant_words(run: Run) -> None:
     artefact = run.artefact(words.key(run))
     if artefact.missing(["carpet"]):
-        specs = {"features": ArraySpec((clip_config("mini")["embed_dim"], 2), "float32")}
+        specs = {"features": ArraySpec((SMALL_CLIP["embed_dim"], 2), "float32")}
         features = _made_up("words", "features", specs["features"], "carpet")
         with artefact.writing(["carpet"], specs):
             artefact.write("carpet", {"features": features / np.linalg.norm(features, axis=0)}, {})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import open_clip
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cascade.backbones.clip.backbone import build_clip, image_tokens
-from cascade.configs.loader import MODELS
+from tests.tiny import SMALL_CLIP
 
 SIDE, IMAGES = 64, 3
 LAYERS = (2, 8)
@@ -18,7 +16,7 @@ LAYERS = (2, 8)
 
 @pytest.fixture(scope="module")
 def theirs():
-    config = json.loads((MODELS / "mini_clip.json").read_text())
+    config = SMALL_CLIP
     torch.manual_seed(0)
     vision = config["vision_cfg"] | {"image_size": SIDE}
     return open_clip.CLIP(config["embed_dim"], vision, config["text_cfg"]).eval(), config

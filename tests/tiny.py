@@ -1,7 +1,27 @@
 """Networks of the real classes that are small enough for any test."""
 
+from typing import Any
+
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from cascade.backbones.clip.mini import MiniClip
+from cascade.backbones.features.efficientnet import Trunk
+from cascade.tasks.execution.networks import clip_config
+
+SMALL_CLIP: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 448, "layers": 8, "width": 128, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+"""Dimensions of a small ``open_clip.CLIP``."""
+
+
+def mini_clip_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """The weights file of a mini CLIP, with random weights in half precision."""
+    torch.manual_seed(seed)
+    state = MiniClip(clip_config("mini"), Trunk()).state_dict()
+    return {name: value.half().contiguous() for name, value in state.items()}
 
 
 def tiny_sam(seed: int = 0) -> Sam:

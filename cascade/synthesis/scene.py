@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,13 @@ def _damage(rng: Rng, layout: Layout) -> tuple[Layout, list[Mask], str]:
     return layout, found, first
 
 
-def generate_scene(seed: int, size: int = 512, category: str | None = None, defective: bool | None = None) -> Scene:
+def generate_scene(
+    seed: int,
+    size: int = 512,
+    category: str | None = None,
+    defective: bool | None = None,
+    changed: Callable[[str, Builder], Builder] | None = None,
+) -> Scene:
     """A scene that is a pure function of its arguments.
 
     Args:
@@ -107,6 +114,7 @@ def generate_scene(seed: int, size: int = 512, category: str | None = None, defe
         size: side of the square photograph in pixels, at least 64.
         category: one of ``CATEGORIES``; drawn when None.
         defective: whether to damage the scene; drawn (60 % damaged) when None.
+        changed: another builder in place of a category's own.
 
     Raises:
         ValueError: an unknown category, or a size below 64.
@@ -121,7 +129,8 @@ def generate_scene(seed: int, size: int = 512, category: str | None = None, defe
     category = drawn if category is None else category
     damaged = damaged if defective is None else defective
     grey = chance(rng, 0.3)
-    layout = _BUILDERS[category](rng, size)
+    builder = _BUILDERS[category]
+    layout = (changed(category, builder) if changed else builder)(rng, size)
     found: list[Mask] = []
     defect = None
     if damaged:

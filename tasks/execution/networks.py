@@ -30,7 +30,7 @@ from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
 from cascade.configs.schema import Experiment, LocaliseConfig, RuntimeConfig
 from cascade.storage.errors import ConfigError, WeightsError, nearest
-from cascade.storage.weights import LocatedWeights
+from cascade.storage.weights import SHIPPED_FOLDER, LocatedWeights, locate
 from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.execution.checkpoints import load_state, read_state, require_finite
 from cascade.tasks.execution.devices import claim_device
@@ -159,6 +159,12 @@ def clip_config(backbone: str) -> dict[str, Any]:
     return known
 
 
+def trunk_state(name: str) -> dict[str, torch.Tensor]:
+    """The weights of a frozen trunk, which come with a package. Raises ``WeightsError`` if that is not installed."""
+    located = locate(name, folder=SHIPPED_FOLDER)
+    return read_state(located.path, located.sha256)
+
+
 def check_vision(localise: LocaliseConfig, config: dict[str, Any]) -> None:
     """Raise ``ConfigError`` if a configuration does not fit the vision tower.
 
@@ -214,9 +220,10 @@ def _clip(
     device: torch.device,
     compiled: bool,
 ) -> nn.Module:
-    state = read_state(path, sha256, pinned=pinned)
+    state, config = read_state(path, sha256, pinned=pinned), clip_config(backbone)
+    trunk = trunk_state(config["vision_cfg"]["trunk"]) if "trunk" in config["vision_cfg"] else None
     try:
-        clip = build_clip(clip_config(backbone), state, side, quick_gelu=quick_gelu)
+        clip = build_clip(config, state, side, quick_gelu=quick_gelu, trunk=trunk)
     except ConfigError:
         raise
     except ValueError as error:

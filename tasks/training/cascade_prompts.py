@@ -26,7 +26,7 @@ from cascade.prompts.ppg import PromptOptions, generate_prompts
 from cascade.storage.weights import locate
 from cascade.tasks.ensembles import load_ensemble
 from cascade.tasks.execution.checkpoints import read_state
-from cascade.tasks.execution.networks import clip_config
+from cascade.tasks.execution.networks import clip_config, trunk_state
 from cascade.tasks.prompt import prompt_options
 
 DOUBT = 5.0
@@ -53,8 +53,8 @@ class MapDrawer:
         folder = Settings().weights
         clip, layers = (locate(name, folder=folder) for name in ("mini_clip", "april_gan_mini"))
         config = clip_config(self._config.backbone)
-        state = read_state(clip.path, clip.sha256)
-        self._clip = build_clip(config, state, self._config.image_side, quick_gelu=False).to(device)
+        state, trunk = read_state(clip.path, clip.sha256), trunk_state(config["vision_cfg"]["trunk"])
+        self._clip = build_clip(config, state, self._config.image_side, quick_gelu=False, trunk=trunk).to(device)
         self._adapter = build_adapter(read_state(layers.path, layers.sha256)).requires_grad_(False).to(device)
         self._ensemble = load_ensemble(self._config.prompts)
         self._device = device

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing as mp
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.synthesis.scene import CATEGORIES, generate_scene
+from cascade.synthesis.scene import CATEGORIES
+from cascade.tasks.training.real_scenes import real_scene
 from cascade.tasks.training.resizing import resized
+
+_AHEAD = 16
+"""Seeds whose examples are made while the ones before are taken; even."""
 
 _OTHER_NOUNS = ("object", "object", "object", "product", "item", "surface", "part", "material", "thing")
 
 
 @dataclass(frozen=True)
 class Example:
-    """uint8 image ``[S, S, 3]`` and mask 0/255 ``[S, S]`` with the caption's ingredients."""
+    """uint8 image ``[S, S, 3]`` and mask ``[S/4, S/4]``, the share of a cell that is damaged in 0..255."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
-    category: str
-    defect: str | None
 
 
-def make_example(seed: int, size: int) -> Example:
-    """One example from one scene seed."""
-    scene = generate_scene(seed, size)
-    return Example(scene.image, scene.mask.astype(np.uint8) * 255, scene.category, scene.defect)
+def make_examples(seed: int, size: int, folder: Path | None, held_out: bool) -> tuple[Example, ...]:
+    """A crop of one damaged scene; for odd seeds also of the same scene intact."""
+    rng = np.random.default_rng([seed, 5])
+    whole = size * 5 // 4
+    side = whole if rng.random() < 0.4 else int(whole * rng.uniform(0.6, 1))
+    top, left = (int(start) for start in rng.integers(whole - side + 1, size=2))
+    window = np.s_[top : top + side, left : left + side]
+    examples = []
+    for defective in (True, False) if seed % 2 else (True,):
+        scene = real_scene(seed, whole, folder, held_out=held_out, defective=defective)
+        mask = resized(np.ascontiguousarray(scene.mask[window]).astype(np.uint8) * 255, size // 4)
+        examples.append(Example(resized(np.ascontiguousarray(scene.image[window]), size), mask))
+    return tuple(examples)
 
 
-def augment(
-    rng: np.random.Generator, example: Example, size: int, least: float
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A random crop (a share ``least``..1 of each side), mirrored, turned and re-coloured, ``size`` wide."""
-    side = example.image.shape[0]
-    height, width = (int(side * rng.uniform(least, 1.0)) for _ in range(2))
-    if rng.random() < 0.5:
-        height = width = max(height, width)
-    top, left = int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1))
-    window = np.s_[top : top + height, left : left + width]
-    image = resized(example.image[window], size)
-    mask = resized(example.mask[window], size)
-    turns = int(rng.integers(4))
-    image, mask = np.rot90(image, turns), np.rot90(mask, turns)
-    if rng.random() < 0.5:
-        image, mask = image[:, ::-1], mask[:, ::-1]
-    if rng.random() < 0.3:
-        image = image[..., rng.permutation(3)]
-    if rng.random() < 0.1:
-        image = 255 - image
-    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+def example_stream(
+    first_seed: int, size: int, folder: Path | None, *, held_out: bool = False, skip: int = 0, workers: int = 1
+) -> Generator[Example, None, None]:
+    """Examples of consecutive seeds without end, the first ``skip`` left out, made by processes of their own."""
+    make = partial(make_examples, size=size, folder=folder, held_out=held_out)
+    # Three examples of two seeds, the first of which is even.
+    first = first_seed + skip // 3 * 2
+    with mp.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,)) as pool:
+        ahead = pool.map_async(make, range(first, first + _AHEAD))
+        for start in itertools.count(first + _AHEAD, _AHEAD):
+            ready = list(itertools.chain.from_iterable(ahead.get()))
+            ahead = pool.map_async(make, range(start, start + _AHEAD))
+            yield from ready[skip % 3 if start == first + _AHEAD else 0 :]
 
 
 def class_word(rng: np.random.Generator, vocabulary: list[str]) -> str:

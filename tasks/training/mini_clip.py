@@ -1,35 +1,34 @@
-"""Training of the small CLIP: captions for the whole image, defect masks for its patch tokens."""
+"""Training of the small CLIP: defect masks for its tokens, and damaged or not for the whole image, asked in words.
+
+The trunk is frozen. So its levels of all training images are written once, and the rest learns from them in minutes.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from cascade.backbones.clip.mini import PATCH, MiniClip, unit_levels
+from cascade.backbones.features.efficientnet import CHANNELS, Trunk
 from cascade.configs.loader import MODELS
+from cascade.localisers.patch_text import LinearAdapter, anomaly_map, grid_logits, image_score
 from cascade.synthesis.captions import abnormal_sentence, normal_sentence
-from cascade.tasks.training.clip_examples import augment, class_word, make_example
-from cascade.tasks.training.clip_objective import (
-    SCALE,
-    STAGES,
-    DenseClip,
-    dense_loss,
-    patch_logits,
-    state_features,
-    state_gap_loss,
-)
-from cascade.tasks.training.scene_pool import VALIDATION_SEEDS, ScenePool, training_seed
+from cascade.tasks.execution.networks import trunk_state
+from cascade.tasks.training.array_cache import ArrayCache, Row
+from cascade.tasks.training.clip_examples import class_word, example_stream
+from cascade.tasks.training.clip_objective import dense_loss, image_loss, state_features, state_gap_loss
+from cascade.tasks.training.scene_pool import VALIDATION_SEEDS, training_seed
 from cascade.tasks.training.session import (
     Log,
     Progress,
@@ -44,106 +43,141 @@ from cascade.tasks.training.session import (
 )
 
 CONFIG = MODELS / "mini_clip.json"
-"""The open_clip model configuration."""
+"""The dimensions of the network."""
 
-PATCH = 16
-WINDOWED = 0.65
-"""Share of the time spent on windows of half the side, of which more than four cost as much as one whole input."""
+WINDOWED = 0.85
+"""Share of the steps on windows of half the grid's side, which cost a third and still see the whole image."""
 
-PEAK_RATE = 1e-3
-NOUN_GROUPS = 4
-SENTENCES = 8
+PEAK_RATE = 1.5e-3
+NOUN_GROUPS = 2
+SENTENCES = 4
 COLUMNS = (
     "step",
     "minutes",
     "images",
     "loss",
-    "contrast",
     "dense",
     "whole",
     "gap",
     "val_pixel_auroc",
+    "val_pixel_ap",
     "val_image_auroc",
 )
 
 
-def _vocabulary(tokenizer: Any) -> list[str]:
-    """Whole words of the tokenizer, as class words that mean nothing here."""
-    words = (word[:-4] for word in tokenizer.encoder if word.endswith("</w>"))
-    return sorted(word for word in words if word.isascii() and word.isalpha() and 3 <= len(word) <= 10)
+class Trainee(nn.Module):
+    """The small CLIP and APRIL-GAN's linear layers on all of its blocks, which learn together."""
+
+    def __init__(self, config: dict[str, Any], trunk: Trunk) -> None:
+        super().__init__()
+        vision = config["vision_cfg"]
+        self.clip = MiniClip(config, trunk)
+        self.adapter = LinearAdapter(vision["layers"], vision["width"], config["embed_dim"])
+
+    def forward(self, units: Sequence[Tensor], states: Tensor, window: tuple[int, int, int] | None = None) -> Any:
+        """Logits ``[B, L, 2, g, g]`` and pooled features ``[B, D]`` of unit levels, asked with states ``[B, 2, D]``."""
+        after, pooled = self.clip.visual(units, window)
+        padded = [nn.functional.pad(tokens, (0, 0, 1, 0)) for tokens in after]
+        return grid_logits(self.adapter, padded, states.transpose(1, 2)), pooled
 
 
-def _state_tokens(tokenizer: Any, rng: np.random.Generator, nouns: list[str], count: int) -> Tensor:
-    sentences = []
-    for noun in nouns:
-        sentences += [normal_sentence(rng, noun) for _ in range(count)]
-        sentences += [abnormal_sentence(rng, noun) for _ in range(count)]
-    tokens: Tensor = tokenizer(sentences)
-    return tokens.reshape(len(nouns), 2, count, -1)
+class _Words:
+    """Sentences about normal and abnormal things, tokenised."""
+
+    def __init__(self) -> None:
+        self._tokenizer = open_clip.SimpleTokenizer()
+        words = (word[:-4] for word in self._tokenizer.encoder if word.endswith("</w>"))
+        self._vocabulary = sorted(word for word in words if word.isascii() and word.isalpha() and 3 <= len(word) <= 10)
+
+    def drawn(self, rng: np.random.Generator, groups: int, count: int) -> Tensor:
+        """``[groups, 2, count, 77]`` of class words drawn at random."""
+        return self.about(rng, [class_word(rng, self._vocabulary) for _ in range(groups)], count)
+
+    def about(self, rng: np.random.Generator, nouns: Sequence[str], count: int) -> Tensor:
+        """``[len(nouns), 2, count, 77]``, normal first."""
+        sentences = []
+        for noun in nouns:
+            sentences += [normal_sentence(rng, noun) for _ in range(count)]
+            sentences += [abnormal_sentence(rng, noun) for _ in range(count)]
+        tokens: Tensor = self._tokenizer(sentences)
+        return tokens.reshape(len(nouns), 2, count, -1)
 
 
-def to_input(images: NDArray[np.uint8], device: str) -> Tensor:
-    """CLIP's normalised float ``[B, 3, H, W]`` of uint8 RGB ``[B, H, W, 3]``."""
-    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=device).view(1, 3, 1, 1)
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-    return (pixels - mean) / std
+class _Examples:
+    """Unit levels and masks of generated images, in a folder."""
+
+    def __init__(
+        self, folder: Path, count: int, first_seed: int, size: int, pictures: Path | None, held_out: bool
+    ) -> None:
+        recipe = {"first_seed": first_seed, "size": size, "pictures": str(pictures), "held_out": held_out}
+        self._cache = ArrayCache(folder, count, recipe)
+        self._stream = (first_seed, size, pictures)
+        self._held_out = held_out
+        self.count = count
+
+    def fill(self, trunk: Trunk, device: str, workers: int) -> Iterator[int]:
+        """Makes what is missing and yields how many there are."""
+        skip = self._cache.done
+        if skip == self.count:
+            return
+        stream = example_stream(*self._stream, held_out=self._held_out, skip=skip, workers=workers)
+
+        def rows() -> Iterator[Row]:
+            for example in stream:
+                pixels = torch.from_numpy(example.image).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+                with torch.inference_mode():
+                    units = unit_levels(trunk, pixels)
+                levels = {f"level{number}": unit[0].half().cpu().numpy() for number, unit in enumerate(units)}
+                yield {**levels, "mask": example.mask}
+
+        with closing(stream):
+            yield from self._cache.fill(rows())
+
+    def read(self, indices: NDArray[np.int64], device: str) -> tuple[list[Tensor], Tensor]:
+        """Unit levels ``[B, C, h, h]`` and masks ``[B, 2g, 2g]`` in {0, 1}."""
+        read = (torch.from_numpy(self._cache.rows(f"level{number}", indices)) for number in range(len(CHANNELS)))
+        units = [level.to(device).float() for level in read]
+        masks = torch.from_numpy(self._cache.rows("mask", indices)).to(device)
+        return units, (masks > 100).float()
+
+
+def _turned(rng: np.random.Generator, planes: Sequence[Tensor]) -> list[Tensor]:
+    """All planes ``[..., h, w]`` turned and mirrored alike."""
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    turned = [torch.rot90(plane, turns, (-2, -1)) for plane in planes]
+    return [plane.flip(-1) for plane in turned] if mirrored else turned
+
+
+def _window(rng: np.random.Generator, mask: Tensor, grid: int) -> tuple[int, int, int]:
+    """A window of half the side; of six in ten, one pixel of damage somewhere in the batch is inside."""
+    side = grid // 2
+    starts = rng.integers(grid - side + 1, size=2)
+    damaged = mask.any(dim=0).nonzero()
+    if len(damaged) and rng.random() < 0.6:
+        at = damaged[int(rng.integers(len(damaged)))].cpu().numpy() // 2
+        starts = (at - rng.integers(side, size=2)).clip(0, grid - side)
+    return int(starts[0]), int(starts[1]), side
 
 
 @torch.no_grad()
-def validate(network: DenseClip, tokenizer: Any, size: int, scenes: int, device: str) -> dict[str, float]:
-    """Pixel and image AUROC on held-out scenes, asked with the word ``object``."""
-    network.eval()
-    rng = np.random.default_rng(0)
-    states = state_features(network.clip, _state_tokens(tokenizer, rng, ["object"], 32).to(device))
-    maps, masks, scores, labels = [], [], [], []
-    fine = size // 4
-    for first in range(0, scenes, 16):
-        batch = [make_example(VALIDATION_SEEDS[seed], size) for seed in range(first, min(first + 16, scenes))]
-        with torch.autocast(device, torch.bfloat16):
-            whole, stages = network(to_input(np.stack([item.image for item in batch]), device))
-        pair = states.expand(len(batch), -1, -1)
-        total = torch.zeros(len(batch), fine, fine, device=device)
-        for patches in stages:
-            logits = F.interpolate(patch_logits(patches, pair), (fine, fine), mode="bilinear", align_corners=True)
-            total += logits.softmax(dim=1)[:, 1]
-        maps.append(total.cpu().numpy())
-        scores.append((SCALE * (whole @ (states[0, 1] - states[0, 0]))).cpu().numpy())
-        masks += [cv2.resize(item.mask, (fine, fine), interpolation=cv2.INTER_AREA) > 127 for item in batch]
-        labels += [bool(item.mask.any()) for item in batch]
-    network.train()
+def validate(trainee: Trainee, examples: _Examples, words: _Words, device: str) -> dict[str, float]:
+    """AUROC and AP of pixels and AUROC of images on held-out scenes, asked with the word ``object``."""
+    trainee.eval()
+    states = state_features(trainee.clip, words.about(np.random.default_rng(0), ["object"], 32).to(device))
+    maps, truth, scores = [], [], []
+    for indices in np.array_split(np.arange(examples.count), -(-examples.count // 8)):
+        units, masks = examples.read(indices, device)
+        pair = states.expand(len(indices), -1, -1)
+        logits, pooled = trainee(units, pair)
+        maps.append(anomaly_map(logits, (masks.shape[1], masks.shape[2])).cpu().numpy())
+        scores.append(image_score(pooled, pair.transpose(1, 2)).cpu().numpy())
+        truth.append(masks.cpu().numpy() > 0)
+    trainee.train()
+    found, labels = np.concatenate(maps), np.concatenate(truth)
     return {
-        "val_pixel_auroc": float(roc_auc_score(np.stack(masks).ravel(), np.concatenate(maps).ravel())),
-        "val_image_auroc": float(roc_auc_score(labels, np.concatenate(scores))),
-    }
-
-
-def _losses(
-    network: DenseClip,
-    images: Tensor,
-    corner: tuple[int, int],
-    masks: Tensor,
-    captions: Tensor,
-    states: Tensor,
-    device: str,
-) -> dict[str, Tensor]:
-    with torch.autocast(device, torch.bfloat16):
-        whole, stages = network(images, corner)
-        text = network.clip.encode_text(captions)
-        groups = state_features(network.clip, states)
-    text = F.normalize(text.float(), dim=-1)
-    pair = groups[torch.arange(len(images), device=images.device) % len(groups)]
-    similarity = network.clip.logit_scale.exp().clamp(max=SCALE) * whole @ text.T
-    order = torch.arange(len(images), device=images.device)
-    contrast = (F.cross_entropy(similarity, order) + F.cross_entropy(similarity.T, order)) / 2
-    dense = torch.stack([dense_loss(patch_logits(patches, pair), masks) for patches in stages]).sum()
-    damaged = (masks.sum(dim=(1, 2)) > 0).long()
-    image_logits = SCALE * torch.einsum("bd,bsd->bs", whole, pair)
-    return {
-        "contrast": contrast,
-        "dense": dense,
-        "whole": F.cross_entropy(image_logits, damaged),
-        "gap": state_gap_loss(groups),
+        "val_pixel_auroc": float(roc_auc_score(labels.ravel(), found.ravel())),
+        "val_pixel_ap": float(average_precision_score(labels.ravel(), found.ravel())),
+        "val_image_auroc": float(roc_auc_score(labels.any(axis=(1, 2)), np.concatenate(scores))),
     }
 
 
@@ -152,36 +186,40 @@ def pretrain_clip(
     *,
     minutes: float,
     seed: int = 0,
+    pictures: Path | None = None,
+    images: int = 3000,
     threads: int | None = None,
     progress: Progress | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    batch: int = 20,
+    batch: int = 8,
     max_steps: int | None = None,
     config: dict[str, Any] | None = None,
-    validation_scenes: int = 96,
+    validation_images: int = 150,
 ) -> dict[str, Any]:
     """Trains the small CLIP on generated scenes and exports it.
 
     A run that was killed continues from ``out/checkpoint.pt`` when it is called again with the same folder.
 
     Args:
-        out: folder for ``checkpoint.pt``, ``log.csv``, ``mini_clip.safetensors`` (open_clip names, fp16) and
-            ``april_gan_mini.safetensors`` (``fc.{0..3}.weight``, ``fc.{0..3}.bias``).
-        minutes: training time over all sessions; the learning rate follows it.
+        out: folder for the trunk's levels, ``checkpoint.pt``, ``log.csv``, ``mini_clip.safetensors`` (fp16, without the
+            trunk) and ``april_gan_mini.safetensors`` (``fc.{0..3}.weight``, ``fc.{0..3}.bias``).
+        minutes: training time over all sessions, after the images were made; the learning rate follows it.
         seed: of weights, scenes and augmentation.
+        pictures: folder with pictures of surfaces, beside those that packages ship.
+        images: generated images; each takes a megabyte.
         threads: torch threads; as found when None.
-        progress: called after every logged step.
-        device: the GPU if there is one, or a choice; bfloat16 autocast on both.
-        batch: windows per step; half as many whole images.
+        progress: called after every logged step, and now and then while images are made.
+        device: the GPU if there is one, or a choice.
+        batch: images per step.
         max_steps: stop this session after so many steps even if time is left.
-        config: open_clip configuration; ``configs/models/mini_clip.json`` when None.
-        validation_scenes: held-out scenes per validation.
+        config: dimensions; ``configs/models/mini_clip.json`` when None.
+        validation_images: held-out images per validation.
 
     Returns:
         The facts written beside the weights: data, seeds, steps, minutes, metrics.
 
     Raises:
-        ConfigError: the folder holds a run with another seed, or there is no such device.
+        ConfigError: the folder holds a run with another seed or other images, or there is no such device.
     """
     place = training_device(device)
     if threads is not None:
@@ -189,82 +227,77 @@ def pretrain_clip(
     out.mkdir(parents=True, exist_ok=True)
     config = json.loads(CONFIG.read_text()) if config is None else config
     size = int(config["vision_cfg"]["image_size"])
-    grid = size // PATCH
     torch.manual_seed(seed)
-    network = DenseClip(config).to(place).train()
-    optimizer = optimiser(network, PEAK_RATE)
-    run = load_checkpoint(out / "checkpoint.pt", network, optimizer, seed) or Run(next_seed=training_seed(seed))
+    trainee = Trainee(config, Trunk(trunk_state(config["vision_cfg"]["trunk"]))).to(place).train()
+    optimizer = optimiser(trainee, PEAK_RATE)
+    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(next_seed=training_seed(seed))
     log = Log(out / "log.csv", COLUMNS, progress)
-    tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    vocabulary = _vocabulary(tokenizer)
+    words = _Words()
     rng = np.random.default_rng([seed, run.step])
-    make = partial(make_example, size=max(64, size * 8 // 7))
-    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic() - 500
-    pool = ScenePool(make, run.next_seed, reuse=8, capacity=3000, warm=4 * batch, workers=scene_workers(place))
-    with pool:
-        started, before = time.monotonic(), run.seconds
-        while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
-            windowed = run.seconds < WINDOWED * minutes * 60
-            cells = grid // 2 if windowed else grid
-            examples = pool.draw(rng, batch if windowed else max(1, batch // 2))
-            corner = (int(rng.integers(grid - cells + 1)), int(rng.integers(grid - cells + 1)))
-            pairs = [augment(rng, example, cells * PATCH, 0.4 if windowed else 0.6) for example in examples]
-            images = to_input(np.stack([image for image, _ in pairs]), place)
-            small = [cv2.resize(mask, (cells * 4, cells * 4), interpolation=cv2.INTER_AREA) for _, mask in pairs]
-            masks = torch.from_numpy(np.stack(small) > 100).float().to(place)
-            captions = tokenizer(
-                [
-                    abnormal_sentence(rng, example.category, example.defect)
-                    if mask.any()
-                    else normal_sentence(rng, example.category)
-                    for example, mask in zip(examples, small, strict=True)
-                ]
-            ).to(place)
-            nouns = [class_word(rng, vocabulary) for _ in range(NOUN_GROUPS)]
-            states = _state_tokens(tokenizer, rng, nouns, SENTENCES).to(place)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
-            losses = _losses(network, images, corner, masks, captions, states, place)
-            loss = losses["dense"] + 0.3 * (losses["contrast"] + losses["whole"]) + losses["gap"]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            steps, run.step, run.images = steps + 1, run.step + 1, run.images + len(examples)
-            run.seconds, run.next_seed = before + time.monotonic() - started, pool.next_seed
-            row = {"step": run.step, "minutes": run.seconds / 60, "images": run.images, "loss": loss.item()}
-            if run.step % 10 == 0:
-                row |= {name: value.item() for name, value in losses.items()}
-                if time.monotonic() - last_check > 600:
-                    metrics = validate(network, tokenizer, size, validation_scenes, place)
-                    row |= metrics
-                    last_check = time.monotonic()
-                log.row(row)
-            if time.monotonic() - last_save > 180:
-                save_checkpoint(out / "checkpoint.pt", network, optimizer, run, seed)
-                _export(out, network, run, seed, metrics)
-                last_save = time.monotonic()
-        waited = pool.waited
-    save_checkpoint(out / "checkpoint.pt", network, optimizer, run, seed)
-    metrics = validate(network, tokenizer, size, validation_scenes, place)
+    training = _Examples(out / "training", images, training_seed(seed), size, pictures, held_out=False)
+    held_out = _Examples(out / "held_out", validation_images, VALIDATION_SEEDS[0], size, pictures, held_out=True)
+    for examples in (held_out, training):
+        for made in examples.fill(trainee.clip.trunk, place, scene_workers(place)):
+            if progress is not None and made % 200 == 0:
+                progress({"images made": made})
+    steps, metrics, last_save, last_check = 0, {}, time.monotonic(), time.monotonic()
+    started, before = time.monotonic(), run.seconds
+    while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
+        chosen = np.sort(rng.choice(images, min(batch, images), replace=False))
+        units, masks = training.read(chosen, place)
+        *units, masks = _turned(rng, [*units, masks])
+        grid = size // PATCH
+        window = _window(rng, masks, grid) if rng.random() < WINDOWED else None
+        if window is not None:
+            row, column, side = (2 * value for value in window)
+            masks = masks[:, row : row + side, column : column + side]
+        groups = state_features(trainee.clip, words.drawn(rng, NOUN_GROUPS, SENTENCES).to(place))
+        states = groups[torch.arange(len(masks), device=groups.device) % len(groups)]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
+        logits, pooled = trainee(units, states, window)
+        losses = {
+            "dense": torch.stack([dense_loss(own, masks) for own in logits.unbind(dim=1)]).sum(),
+            "whole": image_loss(pooled, states, masks),
+            "gap": state_gap_loss(groups),
+        }
+        loss = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        optimizer.step()
+        steps, run.step, run.images = steps + 1, run.step + 1, run.images + len(masks)
+        run.seconds = before + time.monotonic() - started
+        if run.step % 20 == 0 or steps == max_steps:
+            row_of = {"step": run.step, "minutes": run.seconds / 60, "images": run.images, "loss": loss.item()}
+            row_of |= {name: value.item() for name, value in losses.items()}
+            if time.monotonic() - last_check > 900:
+                metrics = validate(trainee, held_out, words, place)
+                row_of |= metrics
+                last_check = time.monotonic()
+            log.row(row_of)
+        if time.monotonic() - last_save > 180:
+            save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
+            last_save = time.monotonic()
+    save_checkpoint(out / "checkpoint.pt", trainee, optimizer, run, seed)
+    metrics = validate(trainee, held_out, words, place)
     log.row({"step": run.step, "minutes": run.seconds / 60, "images": run.images, **metrics})
-    return _export(out, network, run, seed, metrics | {"seconds_waited_for_scenes": waited})
+    return _export(out, trainee, run, seed, {"scenes": images, **metrics})
 
 
-def _export(out: Path, network: DenseClip, run: Run, seed: int, metrics: dict[str, float]) -> dict[str, Any]:
+def _export(out: Path, trainee: Trainee, run: Run, seed: int, more: dict[str, Any]) -> dict[str, Any]:
     facts = {
-        "data": "generated scenes (cascade.synthesis), no photographs",
+        "data": "generated scenes (cascade.synthesis), many on pictures of real surfaces; no inspection photographs",
         "seed": seed,
         "first_scene_seed": training_seed(seed),
-        "last_scene_seed": run.next_seed - 1,
         "steps": run.step,
         "images": run.images,
         "minutes": round(run.seconds / 60, 2),
-        "stages": list(STAGES),
-        **{name: round(value, 4) for name, value in metrics.items()},
+        "stages": list(range(1, len(trainee.adapter.fc) + 1)),
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in more.items()},
     }
-    export(out / "mini_clip.safetensors", network.clip.state_dict(), facts)
-    layers = {f"fc.{name}": weight for name, weight in network.fc.state_dict().items()}
+    export(out / "mini_clip.safetensors", trainee.clip.state_dict(), facts)
     training = {"method": "april_gan", "dataset": "generated scenes", "layers": facts["stages"]} | facts
+    layers = trainee.adapter.state_dict()
     export(out / "april_gan_mini.safetensors", layers, {"training": json.dumps(training, sort_keys=True)})
     return facts

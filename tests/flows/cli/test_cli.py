@@ -110,7 +110,7 @@ def test_a_path_may_hold_any_character(cli: Cli, empty: Bench, tmp_path: Path) -
         ("embed.backbone=vit_hh", ["'vit_hh'", "did you mean 'vit_h'"]),
         ("localise.method=april_gam", ["did you mean 'april_gan'"]),
         ("localise.backbone=minni", ["localise.backbone", "'minni'", "mini"]),
-        ("localise.layers=[2, 9]", ["localise.layers", "1 to 8"]),
+        ("localise.layers=[2, 9]", ["localise.layers", "1 to 4"]),
         ("localise.image_side=335", ["localise.image_side", "336"]),
         ("localise.more_sides=[335]", ["localise.more_sides", "336"]),
         ("localise.prompts=april_gam", ["did you mean 'april_gan'"]),

@@ -131,8 +131,8 @@ def test_clip_looks_at_more_sides_of_the_input(bench: Bench) -> None:
     )
     for item, record in both.done().items():
         fine, rough = (each.read(item).arrays["logits"] for each in (once, coarse))
-        assert (fine.shape[-1], rough.shape[-1]) == (6, 4)
-        grown = [grown_to(plane, 6) for plane in rough.reshape(-1, 4, 4)]
+        assert (fine.shape[-1], rough.shape[-1]) == (12, 8)
+        grown = [grown_to(plane, 12) for plane in rough.reshape(-1, 8, 8)]
         expected = (fine + np.stack(grown).reshape(fine.shape)) / 2
         np.testing.assert_allclose(both.read(item).arrays["logits"], expected, atol=1e-4)
         assert record["image_score"] == pytest.approx(once.done()[item]["image_score"], abs=1e-6)

@@ -31,8 +31,8 @@ SMALL = (
     "embed.backbone=mini",
     "localise.backbone=mini",
     "localise.pretrained=shipped",
-    "localise.image_side=448",
-    "localise.layers=[2,4,6,8]",
+    "localise.image_side=512",
+    "localise.layers=[1,2,3,4]",
 )
 """The mini networks in place of the large ones, whose weights are not here."""
 

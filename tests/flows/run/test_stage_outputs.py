@@ -20,6 +20,7 @@ import pytest
 from pydantic import BaseModel
 
 from cascade.configs.schema import Experiment
+from cascade.tasks.execution import networks
 from tests.stages import NAMES, Desk, Digest, deviations, differ, distances
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "stages"
@@ -124,8 +125,11 @@ WITHOUT_CASE = {
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("desk"))
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    folder = tmp_path_factory.mktemp("desk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "MODELS", folder)
+        yield Desk(folder)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -255,4 +259,5 @@ def write_golden(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
+        networks.MODELS = Path(scratch)
         sys.exit("\n".join(write_golden(Path(scratch))))
