@@ -27,7 +27,7 @@ from cascade.configs.settings import Settings
 from cascade.flows.ablation.outputs import finished_table, write_tables
 from cascade.flows.ablation.state import new_ablation, write_ablation
 from cascade.flows.ablation.variants import prepare_variants, run_variants
-from cascade.flows.engines.evaluate import STAGES, StagePlan, evaluate, run_stage
+from cascade.flows.engines.evaluate import StagePlan, evaluate, run_stage, stages_of
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run import Observer
@@ -158,7 +158,7 @@ def _fill(prepared: Prepared) -> None:
     """What any run leaves behind: everything up to the maps and embeddings, and a file checked once."""
     run = prepared.run
     remember_checked(prepared.images, run.store)
-    for stage in STAGES:
+    for stage in stages_of(run):
         if stage.name in ENCODERS:
             run_stage(run, stage, execute_locally, Counting())
 

@@ -24,7 +24,7 @@ from benchmarks.ablation import ENCODERS, Counting
 from benchmarks.paired import compare, publish
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
-from cascade.flows.engines.evaluate import STAGES, run_stage
+from cascade.flows.engines.evaluate import run_stage, stages_of
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.run.prepare import prepare
 from cascade.synthesis.scene import generate_scene
@@ -49,7 +49,7 @@ def main() -> int:
         def encoded(limit: int) -> None:
             shutil.rmtree(store, ignore_errors=True)
             photographs.LIMIT = limit
-            for stage in STAGES:
+            for stage in stages_of(run):
                 if stage.name in ENCODERS:
                     run_stage(run, stage, execute_locally, Counting())
 

@@ -28,11 +28,10 @@ from rich.console import Console
 from benchmarks.paired import publish
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
-from cascade.flows.engines.evaluate import STAGES, evaluate
+from cascade.flows.engines.evaluate import evaluate, stages_of
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.run.prepare import prepare
 from cascade.flows.run.progress import RichReporter
-from cascade.storage.artefacts import Store
 
 CATEGORIES = 15
 SIDE = 64
@@ -99,8 +98,8 @@ def fill(root: Path) -> None:
     )
     with RichReporter(Console(stderr=True)) as reporter:
         evaluate(sample, execute_locally, reporter)
-    for stage in STAGES:
-        artefact = Store(root / "store").artefact(stage.key(whole))
+    for stage in stages_of(whole):
+        artefact = stage.artefact(whole)
         sources = {item.record.label: artefact.record(item.id) for item in stage.items(sample)}
         items = stage.items(whole)
         with artefact.writing([item.id for item in items], {}):

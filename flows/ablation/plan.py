@@ -71,12 +71,11 @@ def plan_keys(runs: Mapping[str, Run], rates: Rates) -> list[PlannedKey]:
 def _plan_stage(stage: Stage, runs: Mapping[str, Run], rates: Rates) -> list[PlannedKey]:
     needed: dict[str, dict[str, Run]] = {}
     for name, run in runs.items():
-        needed.setdefault(stage.key(run).digest, {})[name] = run
+        if stage.applies(run):
+            needed.setdefault(stage.key(run).digest, {})[name] = run
     planned = []
     for digest, own in needed.items():
         items = {item.id: item for run in own.values() for item in stage.items(run)}
-        if not items:
-            continue
         run = next(iter(own.values()))  # runs of one key differ at most in their items
         missing = run.artefact(stage.key(run)).missing(items)
         todo = [item for name, item in items.items() if name in missing]

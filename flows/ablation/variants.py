@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from cascade.configs.settings import Settings
 from cascade.flows.ablation.state import Ablation, VariantState
-from cascade.flows.engines.evaluate import STAGES, Executor, Reporter, StageResult, evaluate, plan
+from cascade.flows.engines.evaluate import Executor, Reporter, StageResult, evaluate, plan, stages_of
 from cascade.flows.run.observer import Observer
 from cascade.flows.run.prepare import Prepared, prepare, require_metrics
 from cascade.flows.run.reading import Images, read_images
@@ -93,7 +93,7 @@ def _run_variant(
     finished: dict[_Node, StageResult],
     broken: dict[_Node, str],
 ) -> VariantState:
-    nodes = {stage.name: _node(run, stage) for stage in STAGES}
+    nodes = {stage.name: _node(run, stage) for stage in stages_of(run)}
     for node in nodes.values():
         if node in broken:
             return _failed(variant, broken[node])
@@ -121,7 +121,7 @@ def _node(run: Run, stage: Stage) -> _Node:
 
 
 def _first_incomplete(run: Run) -> Stage | None:
-    for stage in STAGES:
+    for stage in stages_of(run):
         if run.artefact(stage.key(run)).missing(item.id for item in stage.items(run)):
             return stage
     return None
