@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
-NAMES = ("cps", "encoder", "clip", "decode", "metrics", "store", "ablation", "overhead")
+NAMES = ("cps", "encoder", "clip", "decode", "metrics", "store", "ablation", "overhead", "tasks")
 
 
 def bench(

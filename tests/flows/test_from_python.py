@@ -39,8 +39,11 @@ def run(bench: Bench, folder: Path, *changes: str, observer: Observer | None = N
 
 
 def test_the_example_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
-    (program,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    (section,) = re.findall(r"## From Python\n(.*?)\n## ", (ROOT / "README.md").read_text("utf-8"), re.S)
+    program = "".join(re.findall(r"```python\n(.*?)```", section, re.S))
+    assert program.count("import") >= 5
     generate_dataset(tmp_path / "photos", categories=("metal plate",), good=2, defective=2, size=96)
+    shutil.copy(next((tmp_path / "photos").rglob("test/*/*.png")), tmp_path / "plate.png")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CASCADE_", "PREFECT_"))}
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
@@ -50,6 +53,7 @@ def test_the_example_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs" / "mini").glob("2*/run.json"))) == 2
     assert (tmp_path / "runs" / "fusion" / "latest" / "results.csv").is_file()
     assert "runs/mini/" in ended.stdout
+    assert "['clip', 'points', 'points+logits', 'points+box+logits']" in ended.stdout
 
 
 @pytest.mark.usefixtures("no_networks")
