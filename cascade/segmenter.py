@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -187,7 +188,7 @@ class Segmenter:
 
         Raises:
             DataError: the image cannot be read.
-            ValueError: it is no such array.
+            ValueError: it is no such array, or the localiser needs a batch.
         """
         return self.predict_batch([image], object_name)[0]
 
@@ -196,12 +197,27 @@ class Segmenter:
         photographs = [_pixels(image) for image in images]
         looks = [self._look(each) for each in photographs]
         texts = self._parts.texts(object_name)[None] if self._parts.texts is not None else None
+        batch = self._batch(photographs)
         found = []
-        for photograph, look in zip(photographs, looks, strict=True):
-            arrays, scores = self._parts.localiser.compare(self._parts.networks, look, texts)
+        for number, (photograph, look) in enumerate(zip(photographs, looks, strict=True)):
+            others = [{name: values[0] for name, values in looks[each].items()} for each in batch if each != number]
+            arrays, scores = self._parts.localiser.compare(self._parts.networks, look, texts, others)
             mine = {name: values[0] for name, values in arrays.items()}
             found.append(self._finish(photograph, mine, float(scores[0])))
         return found
+
+    def _batch(self, photographs: Sequence[NDArray[np.uint8]]) -> list[int]:
+        """The images that judge the others, if that is the localiser's way; drawn by their digests, each once."""
+        localiser = self._parts.localiser
+        if localiser.SCOPE != "batch":
+            return []
+        by_digest = {sha256(each.tobytes()).hexdigest(): number for number, each in enumerate(photographs)}
+        if len(by_digest) < localiser.MIN_BATCH:
+            raise ValueError(
+                f"{len(by_digest)} different images cannot judge each other; give predict_batch {localiser.MIN_BATCH} "
+                f"or more, or use a preset that looks at one image, such as mini"
+            )
+        return [by_digest[digest] for digest in sorted(by_digest)[: localiser.references]]
 
     def _look(self, photograph: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
         """What the localiser sees, [1, ...] by name, rounded as the store would if it is kept there."""

@@ -247,11 +247,12 @@ def _resolve(source: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any
 
 
 def _choose_method(data: dict[str, Any], section: str, method: Any) -> None:
-    """Drop what a preset says for another method than the one that is chosen over it."""
-    field = Experiment.model_fields.get(section)
-    chosen = methods_of(field).get(method) if field is not None and isinstance(method, str) else None
-    if chosen is not None and isinstance(data.get(section), dict):
-        data[section] = {name: value for name, value in data[section].items() if name in chosen.model_fields}
+    """Drop what a preset says of a method if another one is chosen over it; an option of one is none of another."""
+    field, below = Experiment.model_fields.get(section), data.get(section)
+    if field is None or not isinstance(below, dict) or not (isinstance(method, str) and method in methods_of(field)):
+        return
+    if below.get("method", field.default.method) != method:
+        data[section] = {}
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

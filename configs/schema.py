@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from cascade.storage.errors import ConfigError
 from cascade.storage.paths import expanded
 
 _MAX_PIXELS = 8192**2
@@ -146,13 +147,12 @@ class Localiser(Section):
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in self.LOOK}
 
 
-class AprilGan(Localiser):
-    """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
+class ClipLocaliser(Localiser):
+    """What every localiser has that asks a CLIP model in words."""
 
-    PLACES = Localiser.PLACES | {"pretrained", "adapter", "adapter_sha256", "adapter_trained_on", "prompts"}
+    PLACES = Localiser.PLACES | {"pretrained", "prompts"}
     LOOK = ("backbone", "activation", "sides", "layers", "precision")
 
-    method: Literal["april_gan"] = "april_gan"
     backbone: str = Field("ViT-L-14-336", description="an open_clip model, or 'mini'")
     pretrained: str = Field("openai", description="open_clip tag of the weights")
     weights: str | None = Field(None, description="path of a checkpoint; the registered one when absent")
@@ -167,11 +167,6 @@ class AprilGan(Localiser):
     )
     layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
         (6, 12, 18, 24), min_length=1, max_length=100, description="blocks in ascending order, counted from 1"
-    )
-    adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")
-    adapter_sha256: str | None = None
-    adapter_trained_on: tuple[str, ...] = Field(
-        (), description="names of the datasets behind a foreign adapter; our own adapters carry theirs"
     )
     prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
     keep: Literal["logits", "tokens"] = Field(
@@ -193,6 +188,52 @@ class AprilGan(Localiser):
     def sides(self) -> tuple[int, ...]:
         """Every side of CLIP's input, ``image_side`` first."""
         return (self.image_side, *self.more_sides)
+
+
+class AprilGan(ClipLocaliser):
+    """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
+
+    PLACES = ClipLocaliser.PLACES | {"adapter", "adapter_sha256", "adapter_trained_on"}
+
+    method: Literal["april_gan"] = "april_gan"
+    adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")
+    adapter_sha256: str | None = None
+    adapter_trained_on: tuple[str, ...] = Field(
+        (), description="names of the datasets behind a foreign adapter; our own adapters carry theirs"
+    )
+
+
+class Mutual(Localiser):
+    """The images of a category judge each other, by the features of a frozen network (MuSc's mutual scoring)."""
+
+    LOOK = ("method", "backbone", "sides", "strides", "precision")
+
+    method: Literal["mutual"] = "mutual"
+    backbone: Literal["efficientnet_lite0"] = Field("efficientnet_lite0", description="the network of features")
+    weights: str | None = Field(None, description="path of a checkpoint; that of the package when absent")
+    sha256: str | None = Field(None, description="digest that the checkpoint must have")
+    image_side: Annotated[Whole, Field(ge=64, le=4096, multiple_of=32)] = Field(
+        512, description="side of the square input in pixels"
+    )
+    strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
+        (8, 16), min_length=1, max_length=4, description="levels that are compared, on the grid of the coarsest"
+    )
+    neighbourhoods: tuple[Literal[1, 3, 5, 7, 9], ...] = Field(
+        (1, 3, 5), min_length=1, max_length=5, description="sides, in cells, of the neighbourhoods that are averaged"
+    )
+    share: Annotated[Real, Field(gt=0.0, le=1.0)] = Field(
+        0.3, description="of the other images, the nearest, over which a cell's distances are averaged"
+    )
+    references: Whole = Field(
+        100, ge=8, le=10_000, description="most images that judge the others, drawn by their digests"
+    )
+    keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
+    precision: Literal["fp32"] = "fp32"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The side of the square input."""
+        return (self.image_side,)
 
 
 class ThresholdConfig(Section):
@@ -377,8 +418,17 @@ def _named(default: str) -> Discriminator:
     return Discriminator(method)
 
 
-LocaliseConfig = AprilGan
+LocaliseConfig = Annotated[
+    Annotated[AprilGan, Tag("april_gan")] | Annotated[Mutual, Tag("mutual")], _named("april_gan")
+]
 RefineConfig = Annotated[Annotated[Cps, Tag("cps")] | Annotated[Unrefined, Tag("none")], _named("cps")]
+
+
+def of_clip(localise: Localiser) -> ClipLocaliser:
+    """The options of a localiser that asks a CLIP model. Raises ``ConfigError`` if it has none."""
+    if not isinstance(localise, ClipLocaliser):
+        raise ConfigError(f"localise.method is '{localise.method}', which has no CLIP model; use april_gan")
+    return localise
 
 
 def methods_of(field: FieldInfo) -> dict[str, type[Section]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.configs.schema import of_clip
 from cascade.localisers.protocol import AnomalyMap
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.tasks import tokens
-from cascade.tasks.execution.threads import written_behind
+from cascade.tasks.execution.threads import Write, written_behind
 from cascade.tasks.stage import Run, Stage, StageItem, localised_items, require_finite
 from cascade.tasks.words import text_features
 
 if TYPE_CHECKING:
     from cascade.frames import Size
+    from cascade.localisers.protocol import Networks
 
 
 def config(run: Run) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def config(run: Run) -> dict[str, Any]:
 
     options = run.experiment.localise.key_options()
     if run.localiser.WORDS:
-        options["sentences"] = load_ensemble(run.experiment.localise.prompts).as_data()
+        options["sentences"] = load_ensemble(of_clip(run.experiment.localise).prompts).as_data()
     return options
 
 
@@ -41,6 +46,9 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     from cascade.tasks.execution.networks import networks_of
 
     localiser, networks = run.localiser, networks_of(run.experiment, run.weights)
+    if localiser.SCOPE == "batch":
+        _judge(run, items, networks, artefact)
+        return
     texts = text_features(run, {run.words(item.record) for item in items}) if localiser.WORDS else {}
     looked = tokens.kept(run, items) if tokens.TOKENS.applies(run) else tokens.looked_at(run, items)
     with written_behind(artefact) as write:
@@ -48,10 +56,25 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
             text = torch.stack([texts[run.words(item.record)] for item in batch]) if texts else None
             found, scores = localiser.compare(networks, looks, text)
             for index, item in enumerate(batch):
-                mine = {name: values[index] for name, values in found.items()}
-                for values in (*mine.values(), scores[index]):
-                    require_finite("localise", item.record, values)
-                write(item.id, mine, {"image_score": float(scores[index])})
+                _keep(write, item, {name: values[index] for name, values in found.items()}, scores[index])
+
+
+def _judge(run: Run, items: Sequence[StageItem], networks: Networks, artefact: Artefact) -> None:
+    """Let the batch of each category judge its images, one at a time."""
+    with written_behind(artefact) as write:
+        for category in sorted({item.record.category for item in items}):
+            batch = tokens.references(run, run.batches[category].images)
+            mine = [item for item in items if item.record.category == category]
+            for (item, *_), look in tokens.kept(run, mine, at_once=1):
+                others = [each for image, each in batch.items() if image != item.record.image_id]
+                found, scores = run.localiser.compare(networks, look, None, others)
+                _keep(write, item, {name: values[0] for name, values in found.items()}, scores[0])
+
+
+def _keep(write: Write, item: StageItem, arrays: Mapping[str, NDArray[Any]], score: np.float32) -> None:
+    for values in (*arrays.values(), np.asarray(score)):
+        require_finite("localise", item.record, values)
+    write(item.id, arrays, {"image_score": float(score)})
 
 
 class Maps:

@@ -24,9 +24,22 @@ from cascade.refiners.protocol import Refiner
 from cascade.storage.artefacts import ArraySpec, Artefact, Store
 from cascade.storage.datasets import ImageRecord, Manifest
 from cascade.storage.errors import StageError
-from cascade.storage.keys import StageKey
+from cascade.storage.keys import StageKey, digest_of
 from cascade.storage.weights import LocatedWeights
 from cascade.tasks.execution.photographs import Photographs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of a category that judge the others.
+
+    Attributes:
+        digest: of the images.
+        images: their ids, in order.
+    """
+
+    digest: str
+    images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Run:
         manifest: the images of this run.
         store: folder of the artefact store.
         weights: verified checkpoints by role: ``sam``, and those of the localiser.
+        batches: by category, the images that judge the others, for a localiser that looks at batches.
         photographs: those that one stage has decoded for another; they stay in this process.
     """
 
@@ -45,6 +59,7 @@ class Run:
     manifest: Manifest
     store: Path
     weights: Mapping[str, LocatedWeights]
+    batches: Mapping[str, Batch] = field(default_factory=dict)
     photographs: Photographs = field(default_factory=Photographs, compare=False, repr=False)
 
     @cached_property
@@ -64,7 +79,9 @@ class Run:
 
     def only(self, records: Sequence[ImageRecord]) -> Run:
         """The same run of these images alone: all that a task needs to be sent."""
-        return replace(self, manifest=replace(self.manifest, records=tuple(records)))
+        manifest = replace(self.manifest, records=tuple(records))
+        batches = {name: batch for name, batch in self.batches.items() if name in manifest.categories}
+        return replace(self, manifest=manifest, batches=batches)
 
     def words(self, record: ImageRecord) -> str:
         """What CLIP is told that an image shows."""
@@ -174,8 +191,22 @@ def localised_items(run: Run) -> list[StageItem]:
 
 
 def localised_id(run: Run, record: ImageRecord) -> str:
-    """The identity of an image under its class words."""
-    return f"{record.image_id}/{run.words(record)}"
+    """The identity of an image under its class words, and in its batch if it has one."""
+    batch = run.batches.get(record.category)
+    return "/".join([record.image_id, run.words(record), *([batch.digest] if batch is not None else [])])
+
+
+def batches_of(manifest: Manifest, references: int) -> dict[str, Batch]:
+    """By category, at most ``references`` images that judge the others.
+
+    They are drawn by their digests, so that the draw is the same everywhere, and another image changes it only if it is
+    drawn itself.
+    """
+    found = {}
+    for category in manifest.categories:
+        images = tuple(sorted({record.image_id for record in manifest if record.category == category})[:references])
+        found[category] = Batch(digest_of(images), images)
+    return found
 
 
 def refines(run: Run) -> bool:

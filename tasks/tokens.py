@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 3
-_BACKBONES = ("clip",)
+_BACKBONES = ("clip", "features")
 
 Looked = Iterator[tuple[Sequence[StageItem], Mapping[str, "torch.Tensor"]]]
 """Items, a batch at a time, with what was seen in them, [B, ...] by name."""
@@ -81,15 +81,16 @@ def squares_of(run: Run, item: StageItem) -> list[NDArray[np.uint8]]:
     return [squared(photograph, side) for side in sides]
 
 
-def kept(run: Run, items: Sequence[StageItem]) -> Looked:
-    """What is in the store, as float32 on the run's device."""
+def kept(run: Run, items: Sequence[StageItem], at_once: int | None = None) -> Looked:
+    """What is in the store, as float32 on the run's device, of as many images as an encoder takes or ``at_once``."""
     import torch
 
     from cascade.tasks.execution.networks import device_of
 
     device, artefact = device_of(run.experiment.runtime), TOKENS.artefact(run)
     read = read_ahead(items, lambda item: artefact.read(item.record.image_id).arrays)
-    for batch in batches(read, encoded_at_once(run.experiment.localise.batch_size, device)):
+    size = at_once or encoded_at_once(run.experiment.localise.batch_size, device)
+    for batch in batches(read, size):
         yield (
             [item for item, _ in batch],
             {
@@ -97,6 +98,20 @@ def kept(run: Run, items: Sequence[StageItem]) -> Looked:
                 for name in batch[0][1]
             },
         )
+
+
+def references(run: Run, images: Sequence[str]) -> dict[str, Mapping[str, torch.Tensor]]:
+    """What was seen in the images that judge others, by image id, as float32 on the run's device."""
+    import torch
+
+    from cascade.tasks.execution.networks import device_of
+
+    device, artefact = device_of(run.experiment.runtime), TOKENS.artefact(run)
+    read = read_ahead(images, lambda image: artefact.read(image).arrays)
+    return {
+        image: {name: torch.from_numpy(values).to(device).float() for name, values in arrays.items()}
+        for image, arrays in read
+    }
 
 
 TOKENS = Stage(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.configs.schema import of_clip
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.errors import CorruptItem
 from cascade.storage.keys import StageKey
@@ -28,7 +29,7 @@ def key(run: Run) -> StageKey:
     """Model, activation, weights, and the sentences themselves."""
     from cascade.tasks.ensembles import load_ensemble
 
-    localise = run.experiment.localise
+    localise = of_clip(run.experiment.localise)
     config = {
         "backbone": localise.backbone,
         "activation": localise.activation,
@@ -61,7 +62,7 @@ def text_features(run: Run, words: Set[str]) -> dict[str, torch.Tensor]:
 def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
     from cascade.tasks.execution.networks import networks_of
 
-    networks, prompts = networks_of(run.experiment, run.weights), run.experiment.localise.prompts
+    networks, prompts = networks_of(run.experiment, run.weights), of_clip(run.experiment.localise).prompts
     clip, shape = networks.clip(run.localiser.sides[0]), (networks.clip_config["embed_dim"], 2)
     with artefact.writing(sorted(artefact.missing(words)), {"features": ArraySpec(shape, "float32")}):
         for each in sorted(artefact.missing(words)):  # another shard may have been first

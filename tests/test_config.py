@@ -174,8 +174,8 @@ def _numbers(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_number_has_bounds(section: type[Section]) -> None:
     for number in _numbers(section.model_json_schema()):
-        assert {"minimum", "exclusiveMinimum"} & number.keys(), number
-        assert {"maximum", "exclusiveMaximum"} & number.keys(), number
+        assert {"minimum", "exclusiveMinimum", "enum"} & number.keys(), number
+        assert {"maximum", "exclusiveMaximum", "enum"} & number.keys(), number
 
 
 @pytest.mark.parametrize("section", SECTIONS)

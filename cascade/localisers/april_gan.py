@@ -71,7 +71,11 @@ class AprilGan(Localiser):
         return specs
 
     def compare(
-        self, networks: Networks, looks: Mapping[str, torch.Tensor], texts: torch.Tensor | None
+        self,
+        networks: Networks,
+        looks: Mapping[str, torch.Tensor],
+        texts: torch.Tensor | None,
+        others: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
         """``logits`` [B, L, 2, grid, grid] float32, and the pooled feature's probability of "abnormal"."""
         import torch

@@ -43,6 +43,16 @@ class AnomalyMap:
     ranking: NDArray[np.float32]
 
 
+class Features(Protocol):
+    """A frozen network that sees no text."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """[B, channels[i], side / strides[i], side / strides[i]] for each level, of [B, 3, side, side] in [−1, 1]."""
+
+
 class Networks(Protocol):
     """The networks that a localiser is given, by role, loaded when it first asks for them."""
 
@@ -56,6 +66,9 @@ class Networks(Protocol):
 
     def clip(self, side: int) -> nn.Module:
         """The CLIP model for square inputs of ``side`` pixels."""
+
+    def features(self) -> Features:
+        """The frozen network of features."""
 
     def trained(
         self, role: str, build: Callable[[Mapping[str, torch.Tensor]], Module], fault: Callable[[Module], str]
@@ -74,8 +87,11 @@ class Localiser(ABC):
 
     Attributes:
         VERSION: raised by hand when the mathematics changes.
-        ROLES: of the checkpoints that it needs: ``clip`` is a CLIP model, any other is a file of its own.
-        SCOPE: whether an image is judged alone, or by the other images of its category.
+        ROLES: of the checkpoints that it needs: ``clip`` is a CLIP model, ``features`` a frozen network of features,
+            any other a file of its own.
+        SCOPE: whether an image is judged alone, or by the other images of its category (``batch``), at most
+            ``references`` of them; what is seen in them has to be kept then.
+        MIN_BATCH: fewest images that judge each other.
         WORDS: whether it is asked in words, and so given text features.
         STEP: name of the map's row in the tables.
         sides: of the squares, in pixels, to which a photograph is scaled for it.
@@ -84,9 +100,11 @@ class Localiser(ABC):
     VERSION: ClassVar[int]
     ROLES: ClassVar[tuple[str, ...]] = ()
     SCOPE: ClassVar[Literal["image", "batch"]] = "image"
+    MIN_BATCH: ClassVar[int] = 1
     WORDS: ClassVar[bool] = False
     STEP: ClassVar[str] = "map"
     sides: tuple[int, ...]
+    references: int = 0
 
     @abstractmethod
     def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
@@ -102,7 +120,11 @@ class Localiser(ABC):
 
     @abstractmethod
     def compare(
-        self, networks: Networks, looks: Mapping[str, torch.Tensor], texts: torch.Tensor | None
+        self,
+        networks: Networks,
+        looks: Mapping[str, torch.Tensor],
+        texts: torch.Tensor | None,
+        others: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
         """What is kept of B images, [B, ...] by name, and their image scores [B] in [0, 1].
 
@@ -110,6 +132,8 @@ class Localiser(ABC):
             networks: see there.
             looks: what ``look`` returned, on the networks' device.
             texts: [B, D, 2] unit columns, normal and abnormal; ``None`` unless ``WORDS``.
+            others: what ``look`` returned for the images that judge this one, [...] by name; B is 1 then, and the image
+                is not among them. Empty unless ``SCOPE`` is ``batch``.
         """
 
     @abstractmethod

@@ -201,7 +201,7 @@ def _lacking_weights(
     lines: dict[str, None] = {}
     for variant in variants:
         for role, fault in missing_weights(variant.experiment, settings.weights).items():
-            if role == "adapter" and variant.experiment.localise.adapter is None:
+            if role == "adapter" and getattr(variant.experiment.localise, "adapter", "") is None:
                 auxiliary = datasets[known.auxiliary]
                 recipe = " ".join(f"--train {each}" for each in known.recipe)
                 fault = (

@@ -9,13 +9,14 @@ from pathlib import Path
 from cascade.configs.schema import Experiment
 from cascade.configs.settings import Settings
 from cascade.flows.run.reading import Images, lines_of, read_images
+from cascade.localisers import make_localiser
 from cascade.storage.datasets import Manifest
 from cascade.storage.errors import DataError, LeakError
 from cascade.storage.weights import LocatedWeights
 from cascade.tasks.aggregate import definable
 from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.execution.weights import locate_weights
-from cascade.tasks.stage import Run
+from cascade.tasks.stage import Batch, Run, batches_of
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,32 @@ def prepare(
     """
     images = images or read_images(experiment, store, skip_bad=skip_bad)
     manifest = images.manifest
-    run = Run(experiment, manifest, store.resolve(), locate_weights(experiment, settings.weights))
+    weights, batches = locate_weights(experiment, settings.weights), batches_for(experiment, manifest)
+    run = Run(experiment, manifest, store.resolve(), weights, batches)
     leak = find_leak(experiment, manifest, run.weights.get("adapter"))
     if leak and not allow_leak:
         raise LeakError(f"{leak}; test on other data, use another adapter, or pass --allow-leak to have it marked")
     return Prepared(run, leak, images)
+
+
+def batches_for(experiment: Experiment, manifest: Manifest) -> dict[str, Batch]:
+    """The images that judge the others; none unless the localiser looks at batches.
+
+    Raises:
+        DataError: a category has too few images to judge each other.
+    """
+    localiser = make_localiser(experiment.localise.method, experiment.localise)
+    if localiser.SCOPE != "batch":
+        return {}
+    batches = batches_of(manifest, localiser.references)
+    for category, batch in batches.items():
+        if len(batch.images) < localiser.MIN_BATCH:
+            raise DataError(
+                f"{category}: {len(batch.images)} different images cannot judge each other; localise.method "
+                f"'{experiment.localise.method}' needs {localiser.MIN_BATCH} in each category: add images, leave the "
+                f"category out (dataset.exclude), or use a method that looks at one image, such as that of preset mini"
+            )
+    return batches
 
 
 def require_metrics(manifest: Manifest, purpose: str) -> None:

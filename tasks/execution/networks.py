@@ -28,7 +28,8 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.schema import Experiment, LocaliseConfig, RuntimeConfig
+from cascade.configs.schema import ClipLocaliser, Experiment, LocaliseConfig, RuntimeConfig, of_clip
+from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
 from cascade.storage.weights import SHIPPED_FOLDER, LocatedWeights, locate
 from cascade.tasks.execution.adapters import adapter_training
@@ -103,16 +104,22 @@ class Networks:
     @property
     def clip_config(self) -> dict[str, Any]:
         """open_clip's configuration of the CLIP model. Raises ``ConfigError`` if options do not fit it."""
-        config = clip_config(self.config.backbone)
-        check_vision(self.config, config)
+        options = of_clip(self.config)
+        config = clip_config(options.backbone)
+        check_vision(options, config)
         return config
 
     def clip(self, side: int) -> nn.Module:
         """The CLIP model for square inputs of ``side`` pixels."""
-        localise, located = self.config, self.weights["clip"]
+        localise, located = of_clip(self.config), self.weights["clip"]
         quick = localise.activation == "quickgelu"
         pinned = located.source != "path" or localise.sha256 is not None
         return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, self.device, self.compiled)
+
+    def features(self) -> Features:
+        """The frozen network of features."""
+        located = self.weights["features"]
+        return cast("Features", _features(located.path, located.sha256, self.device))
 
     def trained(
         self, role: str, build: Callable[[Mapping[str, torch.Tensor]], Module], fault: Callable[[Module], str]
@@ -165,7 +172,7 @@ def trunk_state(name: str) -> dict[str, torch.Tensor]:
     return read_state(located.path, located.sha256)
 
 
-def check_vision(localise: LocaliseConfig, config: dict[str, Any]) -> None:
+def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
     """Raise ``ConfigError`` if a configuration does not fit the vision tower.
 
     It may ask for a block that is not there, an input that cannot be cut into patches, another activation than the name
@@ -234,6 +241,16 @@ def _clip(
         _allow_graphs()
         compile_blocks(clip)
     return clip
+
+
+@lru_cache(maxsize=1)
+def _features(path: Path, sha256: str, device: torch.device) -> nn.Module:
+    from cascade.backbones.features.efficientnet import Trunk
+
+    try:
+        return Trunk(read_state(path, sha256)).to(device)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
 
 
 @lru_cache(maxsize=2)

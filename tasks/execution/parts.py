@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from cascade.configs.schema import Experiment, Frame
+from cascade.configs.schema import Experiment, Frame, of_clip
 from cascade.configs.settings import Settings
 from cascade.frames import Size
 from cascade.localisers import make_localiser
@@ -61,7 +61,7 @@ def _frame(frame: Frame) -> Callable[[Size], Size]:
 def _texts(experiment: Experiment, networks: Networks, side: int) -> Callable[[str], torch.Tensor]:
     @cache
     def texts(words: str) -> torch.Tensor:
-        return torch.from_numpy(features_of(words, experiment.localise.prompts, networks.clip(side))).to(
+        return torch.from_numpy(features_of(words, of_clip(experiment.localise).prompts, networks.clip(side))).to(
             networks.device
         )
 

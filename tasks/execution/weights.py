@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
-from cascade.configs.schema import Experiment
+from cascade.configs.schema import AprilGan, Experiment, of_clip
 from cascade.localisers import localiser_class
 from cascade.refiners import refiner_class
 from cascade.storage.errors import ConfigError, PipelineError, WeightsError, nearest
@@ -60,7 +61,7 @@ def _locate_sam(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
     """The CLIP checkpoint of an experiment."""
-    localise = experiment.localise
+    localise = of_clip(experiment.localise)
     plain = localise.backbone.removesuffix("-quickgelu")
     registered = _SHIPPED_CLIP.get(localise.backbone, f"{plain}/{localise.pretrained}")
     if localise.weights is None and registered not in REGISTRY:
@@ -76,7 +77,7 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 
 def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
-    localise = experiment.localise
+    localise = cast(AprilGan, experiment.localise)
     name = localise.adapter or _SHIPPED_ADAPTERS.get(localise.backbone)
     if name is None:
         raise ConfigError(
@@ -86,4 +87,9 @@ def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
     return locate(name, folder=folder, sha256=localise.adapter_sha256)
 
 
-_ROLES = {"sam": _locate_sam, "clip": locate_clip, "adapter": _locate_adapter}
+def _locate_features(experiment: Experiment, folder: Path) -> LocatedWeights:
+    localise = experiment.localise
+    return locate(localise.weights or localise.backbone, folder=folder, sha256=localise.sha256)
+
+
+_ROLES = {"sam": _locate_sam, "clip": locate_clip, "adapter": _locate_adapter, "features": _locate_features}

@@ -44,8 +44,10 @@ def results_table(
 
     With the ``intervals`` of ``cascade.tasks.tables.intervals`` each metric gets columns ``<metric>_low``,
     ``<metric>_high`` and ``<metric>_note``. Some are added only where there is something to say: ``leak`` if the
-    adapter was trained on what it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame, and
-    ``n_skipped`` if images were left out, which ``skipped`` counts by category.
+    adapter was trained on what it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame,
+    ``n_skipped`` if images were left out, which ``skipped`` counts by category, and ``n_batch``, the images that judge
+    the others, if the localiser looks at batches: such rows are transductive, and not to be held against those of
+    single images.
     """
     constant = {
         "dataset": run.manifest.name,
@@ -62,7 +64,8 @@ def results_table(
             table = table.join(wide.add_suffix(f"_{part}"), on=["category", "step"])
         table = table[[*RESULT_COLUMNS, *(f"{metric}_{part}" for metric in METRICS for part in parts)]]
     lost = Counter(record.category for record in vanished_images(run))
-    for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter())):
+    batch = Counter({category: len(each.images) for category, each in run.batches.items()})
+    for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter()), ("n_batch", batch)):
         if counts:
             table[name] = [counts.total() if own == MEAN else counts[own] for own in table["category"]]
     return _marked(table, leak)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
 from cascade.configs.loader import load_experiment
+from cascade.configs.schema import of_clip
 from cascade.configs.settings import Settings
 from cascade.frames import InputFrame
 from cascade.localisers.patch_text import anomaly_map, build_adapter, grid_logits, logit_margin
@@ -49,7 +50,7 @@ class MapDrawer:
     """
 
     def __init__(self, device: str) -> None:
-        self._config = load_experiment("mini", []).localise
+        self._config = of_clip(load_experiment("mini", []).localise)
         folder = Settings().weights
         clip, layers = (locate(name, folder=folder) for name in ("mini_clip", "april_gan_mini"))
         config = clip_config(self._config.backbone)

@@ -26,7 +26,7 @@ class Darkness(Localiser):
     def inputs(self, squares): return [torch.from_numpy(squares[0]).float() / 255]
     def look(self, networks, inputs): return {"dark": 1 - inputs[0].mean(dim=-1)}
     def look_arrays(self, networks): return {"dark": Kept((self.sides[0], self.sides[0]), "float16")}
-    def compare(self, networks, looks, texts):
+    def compare(self, networks, looks, texts, others=()):
         return {"dark": looks["dark"].numpy()}, looks["dark"].amax((1, 2)).numpy()
     def arrays(self, networks): return {"dark": Kept((self.sides[0], self.sides[0]), "float32")}
     def map_of(self, arrays, size): return AnomalyMap(*[cv2.resize(arrays["dark"], size[::-1])] * 2)
@@ -82,12 +82,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = schema.read_text()
     for old, new in (
         ("def _named(", SECTIONS + "def _named("),
-        (
-            "LocaliseConfig = AprilGan\n",
-            "LocaliseConfig = Annotated[\n"
-            '    Annotated[AprilGan, Tag("april_gan")] | Annotated[Darkness, Tag("darkness")], _named("april_gan")\n'
-            "]\n",
-        ),
+        ('Annotated[Mutual, Tag("mutual")]', 'Annotated[Mutual, Tag("mutual")] | Annotated[Darkness, Tag("darkness")]'),
         ('Annotated[Unrefined, Tag("none")]', 'Annotated[Unrefined, Tag("none")] | Annotated[Disc, Tag("disc")]'),
     ):
         assert text.count(old) == 1

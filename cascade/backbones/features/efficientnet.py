@@ -16,7 +16,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 CHANNELS = (24, 40, 112, 320)
-"""Channels of the four levels, which have strides 4, 8, 16 and 32."""
+STRIDES = (4, 8, 16, 32)
+"""Channels and strides of the four levels."""
 
 
 def build_network(state: Mapping[str, torch.Tensor] | None) -> nn.Module:
@@ -45,6 +46,9 @@ class Trunk(nn.Module):
     Args:
         state: see :func:`build_network`.
     """
+
+    channels = CHANNELS
+    strides = STRIDES
 
     def __init__(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
         super().__init__()

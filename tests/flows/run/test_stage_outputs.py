@@ -119,6 +119,10 @@ WITHOUT_CASE = {
     "localise.adapter_trained_on": "says what is fair",
     "localise.keep": "what is kept beside the output; compared in test_evaluate.py",
     "localise.batch_size": "how many at a time",
+    **dict.fromkeys(
+        ("localise.strides", "localise.neighbourhoods", "localise.share", "localise.references"),
+        "of mutual alone; compared in test_mutual.py",
+    ),
     "refine.method": "each method has options of its own",
     "refine.batch_size": "how many at a time",
 }
