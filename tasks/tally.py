@@ -84,5 +84,5 @@ TALLY = Stage(
     items=items,
     arrays=arrays,
     compute=compute,
-    per_task=1,
+    per_task=8,
 )

@@ -31,9 +31,10 @@ def show_results(results: pd.DataFrame, console: Console) -> None:
     step = Column("step", no_wrap=True)
     category = Column("category", no_wrap=True)
     table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
+    last = results["step"].iloc[-1]
     for row in results.to_dict("records"):
         cells = [_cell(row, name) for name in METRICS]
-        table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == "points+box+logits")
+        table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == last)
     console.print(table)
     notes = [note for name in METRICS if f"{name}_note" in results for note in results[f"{name}_note"]]
     for line in explained(notes):

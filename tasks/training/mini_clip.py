@@ -32,7 +32,7 @@ from cascade.tasks.training.scene_pool import VALIDATION_SEEDS, training_seed
 from cascade.tasks.training.session import (
     Log,
     Progress,
-    Run,
+    Session,
     export,
     learning_rate,
     load_checkpoint,
@@ -230,7 +230,7 @@ def pretrain_clip(
     torch.manual_seed(seed)
     trainee = Trainee(config, Trunk(trunk_state(config["vision_cfg"]["trunk"]))).to(place).train()
     optimizer = optimiser(trainee, PEAK_RATE)
-    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(next_seed=training_seed(seed))
+    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Session(next_seed=training_seed(seed))
     log = Log(out / "log.csv", COLUMNS, progress)
     words = _Words()
     rng = np.random.default_rng([seed, run.step])
@@ -285,7 +285,7 @@ def pretrain_clip(
     return _export(out, trainee, run, seed, {"scenes": images, **metrics})
 
 
-def _export(out: Path, trainee: Trainee, run: Run, seed: int, more: dict[str, Any]) -> dict[str, Any]:
+def _export(out: Path, trainee: Trainee, run: Session, seed: int, more: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "data": "generated scenes (cascade.synthesis), many on pictures of real surfaces; no inspection photographs",
         "seed": seed,

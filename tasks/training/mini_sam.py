@@ -26,7 +26,7 @@ from cascade.tasks.training.scene_pool import VALIDATION_SEEDS, ScenePool, train
 from cascade.tasks.training.session import (
     Log,
     Progress,
-    Run,
+    Session,
     export,
     learning_rate,
     load_checkpoint,
@@ -216,7 +216,7 @@ def pretrain_sam(
     if start is not None:
         load_state(sam, read_state(start.path, start.sha256), start.path, "the mini SAM")
     optimizer = optimiser(trainee, PEAK_RATE)
-    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Run(
+    run = load_checkpoint(out / "checkpoint.pt", trainee, optimizer, seed) or Session(
         next_seed=training_seed(seed), start_sha256="" if start is None else start.sha256
     )
     if start is not None and run.start_sha256 != start.sha256:
@@ -289,7 +289,7 @@ def _drawn(pool: ScenePool[Example], rng: np.random.Generator, count: int, *, sc
     return drawn[:count]
 
 
-def _export(out: Path, sam: Sam, run: Run, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
+def _export(out: Path, sam: Sam, run: Session, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
     facts = {
         "data": "generated scenes (cascade.synthesis), no photographs",
         "seed": seed,

@@ -53,7 +53,7 @@ def optimiser(network: nn.Module, peak: float) -> torch.optim.AdamW:
 
 
 @dataclass
-class Run:
+class Session:
     """Where a training run stands; saved with every checkpoint.
 
     Attributes:
@@ -71,7 +71,7 @@ class Run:
     start_sha256: str = ""
 
 
-def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, run: Run, seed: int) -> None:
+def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, run: Session, seed: int) -> None:
     """Writes network, optimiser and position beside ``path`` and renames, so that a kill leaves the old one."""
     partial = path.with_suffix(".partial")
     torch.save(
@@ -86,7 +86,7 @@ def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Run | None:
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> Session | None:
     """Restores what ``save_checkpoint`` wrote; None when there is no file.
 
     Raises:
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         if made == seed:
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimiser"])
-            return Run(**state["run"])
+            return Session(**state["run"])
     except Exception as error:  # a file can be damaged in many ways
         raise WeightsError(f"{path}: damaged, or no checkpoint of this training; use another folder") from error
     raise ConfigError(f"{path} was made with seed {made}, not {seed}; use another folder")
