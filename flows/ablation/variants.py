@@ -10,7 +10,7 @@ from cascade.flows.ablation.state import Ablation, VariantState
 from cascade.flows.engines.evaluate import Executor, Reporter, StageResult, evaluate, plan, stages_of
 from cascade.flows.run.observer import Observer
 from cascade.flows.run.prepare import Prepared, prepare, require_metrics
-from cascade.flows.run.reading import Images, read_images
+from cascade.flows.run.reading import Images, asks_in_words, read_images
 from cascade.storage.errors import PipelineError
 from cascade.storage.keys import digest_of
 from cascade.tasks.stage import Run, Stage
@@ -27,10 +27,11 @@ def prepare_variants(ablation: Ablation, settings: Settings) -> Candidates:
     Raises:
         PipelineError: no variant can start; the error of the first.
     """
-    read: dict[str, Images] = {}
+    read: dict[tuple[str, bool], Images] = {}
     candidates: dict[str, Prepared | PipelineError] = {}
     for variant in ablation.variants:
-        experiment, dataset = variant.experiment, variant.experiment.dataset.model_dump_json()
+        experiment = variant.experiment
+        dataset = experiment.dataset.model_dump_json(), asks_in_words(experiment)
         try:
             if dataset not in read:
                 read[dataset] = read_images(experiment, ablation.store)

@@ -35,8 +35,9 @@ class RunObserver(CommandObserver):
         """Print them."""
         super().begins(prepared, folder)
         for each in prepared:
-            told = ", ".join(f"'{words}'" for words in dict.fromkeys(each.images.words.values()))
-            self.say(f"CLIP is told: {plain(told)}")
+            if each.run.localiser.WORDS:
+                told = ", ".join(f"'{words}'" for words in dict.fromkeys(each.images.words.values()))
+                self.say(f"CLIP is told: {plain(told)}")
             show_problems(self.console, each.images.report.warnings)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cascade.configs.schema import DatasetConfig, Experiment
 from cascade.flows.run.words import check_words, words_used
+from cascade.localisers import localiser_class
 from cascade.storage.artefacts import Artefact, Store
 from cascade.storage.datasets import (
     ImageRecord,
@@ -87,8 +88,14 @@ def read_images(experiment: Experiment, store: Path, *, skip_bad: bool = False) 
     if not len(manifest):
         raise DataError(f"{path}: {_nothing(report.manifest, dataset)}")
     words = words_used(dataset.words, report.manifest)
-    report = report.adding(check_words(dataset.words, manifest))
+    if asks_in_words(experiment):
+        report = report.adding(check_words(dataset.words, manifest))
     return Images(manifest, report, {category: words[category] for category in manifest.categories}, frame)
+
+
+def asks_in_words(experiment: Experiment) -> bool:
+    """Whether the localiser is told what an image shows."""
+    return localiser_class(experiment.localise.method).WORDS
 
 
 def inspect_all(experiment: Experiment) -> Report:
@@ -109,7 +116,7 @@ def inspect_all(experiment: Experiment) -> Report:
     if not len(report.manifest):
         return report
     words_used(dataset.words, report.manifest)
-    problems = check_words(dataset.words, report.manifest)
+    problems = check_words(dataset.words, report.manifest) if asks_in_words(experiment) else []
     if not len(_selected(report.manifest, dataset)):
         problems.append(Problem("error", "nothing-chosen", ".", _nothing(report.manifest, dataset)))
     return report.adding(problems)

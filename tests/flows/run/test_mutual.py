@@ -100,6 +100,7 @@ def test_through_the_command_line_it_says_how_many_judged(cli: Cli, data: Path, 
     assert set(results["localiser"]) == {"mutual"}
     assert set(results["step"]) == {"map"}
     assert results["n_batch"].tolist() == [9, 9]
+    assert "CLIP is told" not in first.out
     again = cli("run", "mini_batch", "--dataset", data, "--store", tmp_path / "store", *settings)
     assert "miss" not in again.out
 
