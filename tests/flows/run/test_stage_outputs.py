@@ -153,7 +153,7 @@ def _options() -> dict[str, Any]:
             for each in inner:
                 collect(each, f"{prefix}{name}.")
             if not inner:
-                found[f"{prefix}{name}"] = field.annotation
+                found.setdefault(f"{prefix}{name}", field.annotation)  # the first method is the one that has cases
 
     for section in ("embed", "localise", "prompt", "refine", "score"):
         for model in _models(Experiment.model_fields[section].annotation):
