@@ -25,10 +25,8 @@ def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     from cascade.backbones.sam.build import embedding_shape
     from cascade.tasks.execution.networks import compiles, sam_of
 
-    (
-        sam_of(run.experiment, run.weights),
-        compiles(run.experiment.runtime),
-    )  # what cannot work is refused before anything is written
+    sam_of(run.experiment, run.weights)  # what cannot work is refused before anything is written
+    compiles(run.experiment.runtime)
     return {"embedding": ArraySpec(embedding_shape(run.experiment.embed.backbone), "float16")}
 
 

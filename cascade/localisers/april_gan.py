@@ -92,7 +92,8 @@ class AprilGan(Localiser):
     def arrays(self, networks: Networks) -> dict[str, Kept]:
         """``logits`` [L, 2, grid, grid] float32: both logits of each block, on the grid of the largest input."""
         patch = networks.clip_config["vision_cfg"]["patch_size"]
-        networks.clip(self.sides[0]), self.adapter(networks)
+        networks.clip(self.sides[0])
+        self.adapter(networks)
         grid = max(self.sides) // patch
         return {"logits": Kept((len(self.layers), 2, grid, grid), "float32")}
 
