@@ -55,6 +55,13 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The same blocks, if they are in order."""
+    if list(layers) != sorted(set(layers)):
+        raise ValueError(f"{list(layers)}: name the blocks in ascending order, each once")
+    return layers
+
+
 def _expanded(value: Any) -> Any:
     return str(expanded(value)) if isinstance(value, str) else value
 
@@ -144,7 +151,8 @@ class Localiser(Section):
 
     def look_options(self) -> dict[str, Any]:
         """The options that are part of the key of what is seen before a word is said."""
-        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in self.LOOK}
+        used = [name for name in self.LOOK if name not in self._idle()]
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in used}
 
 
 class ClipLocaliser(Localiser):
@@ -180,9 +188,7 @@ class ClipLocaliser(Localiser):
     @field_validator("layers")
     @classmethod
     def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if list(layers) != sorted(set(layers)):
-            raise ValueError(f"{list(layers)}: name the blocks in ascending order, each once")
-        return layers
+        return ascending(layers)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -206,17 +212,28 @@ class AprilGan(ClipLocaliser):
 class Mutual(Localiser):
     """The images of a category judge each other, by the features of a frozen network (MuSc's mutual scoring)."""
 
-    LOOK = ("method", "backbone", "sides", "strides", "precision")
+    LOOK = ("method", "backbone", "sides", "strides", "layers", "precision")
 
     method: Literal["mutual"] = "mutual"
-    backbone: Literal["efficientnet_lite0"] = Field("efficientnet_lite0", description="the network of features")
+    backbone: str = Field(
+        "efficientnet_lite0",
+        description="the network of features: that of the package, or a model of timm, 'name' or 'name.tag', with "
+        "its weights in a file",
+    )
     weights: str | None = Field(None, description="path of a checkpoint; that of the package when absent")
     sha256: str | None = Field(None, description="digest that the checkpoint must have")
-    image_side: Annotated[Whole, Field(ge=64, le=4096, multiple_of=32)] = Field(
-        512, description="side of the square input in pixels"
+    image_side: Annotated[Whole, Field(ge=64, le=4096)] = Field(
+        512, description="side of the square input in pixels, a multiple of the network's coarsest stride"
     )
     strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
         (8, 16), min_length=1, max_length=4, description="levels that are compared, on the grid of the coarsest"
+    )
+    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="blocks or stages that are compared, in ascending order, counted from 1, in place of those of "
+        "`strides`; a plain transformer has one stride (MuSc: 6, 12, 18, 24 of 24)",
     )
     neighbourhoods: tuple[Literal[1, 3, 5, 7, 9], ...] = Field(
         (1, 3, 5), min_length=1, max_length=5, description="sides, in cells, of the neighbourhoods that are averaged"
@@ -229,6 +246,14 @@ class Mutual(Localiser):
     )
     keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
     precision: Literal["fp32"] = "fp32"
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return layers if layers is None else ascending(layers)
+
+    def _idle(self) -> set[str]:
+        return {"layers"} if self.layers is None else {"strides"}
 
     @property
     def sides(self) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ class Mutual(Localiser):
     Attributes:
         sides: of the square input in pixels, one.
         strides: of the levels that are compared.
+        layers: the levels that are compared, counted from 1, in place of those of ``strides``.
         neighbourhoods: r, odd; a cell is averaged with its r x r neighbourhood.
         share: of the other images, the nearest, over which distances are averaged.
         references: most images that judge another.
@@ -47,6 +48,7 @@ class Mutual(Localiser):
 
     sides: tuple[int, ...]
     strides: tuple[int, ...]
+    layers: tuple[int, ...] | None
     neighbourhoods: tuple[int, ...]
     share: float
     references: int
@@ -58,26 +60,26 @@ class Mutual(Localiser):
         return [torch.from_numpy(square).permute(2, 0, 1).float() / 127.5 - 1 for square in squares]
 
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """``level_<stride>`` [B, C, grid, grid]: each level normalised over an image, on the grid of the coarsest."""
+        """[B, C, grid, grid] by level, each normalised over an image, on the grid of the coarsest.
+
+        A level is called ``level_<stride>``, or ``layer_<number>`` where ``layers`` are chosen.
+        """
         import torch
         from torch.nn import functional
 
         with torch.inference_mode():
-            levels = dict(zip(self._all_strides(networks), networks.features()(inputs[0]), strict=True))
-            grid = self._grid()
+            chosen, grid = self._chosen(networks), self._grid(networks)
             found = {}
-            for stride in self.strides:
-                level = functional.layer_norm(levels[stride], levels[stride].shape[1:])
-                found[f"level_{stride}"] = functional.adaptive_avg_pool2d(level, grid)
+            levels = networks.features()(inputs[0], list(chosen.values()))
+            for name, level in zip(chosen, levels, strict=True):
+                normed = functional.layer_norm(level, level.shape[1:])
+                found[name] = functional.adaptive_avg_pool2d(normed, grid)
         return found
 
     def look_arrays(self, networks: Networks) -> dict[str, Kept]:
         """The levels as float16."""
-        channels = dict(zip(self._all_strides(networks), networks.features().channels, strict=True))
-        return {
-            f"level_{stride}": Kept((channels[stride], self._grid(), self._grid()), "float16")
-            for stride in self.strides
-        }
+        channels, grid = networks.features().channels, self._grid(networks)
+        return {name: Kept((channels[level], grid, grid), "float16") for name, level in self._chosen(networks).items()}
 
     def compare(
         self,
@@ -98,13 +100,12 @@ class Mutual(Localiser):
                     distances = [_to_nearest(cells, _cells(other[name][None], r)) for other in others]
                     total = total + torch.stack(distances).sort(dim=0).values[:nearest].mean(dim=0)
             mean = total / (len(looks) * len(self.neighbourhoods) * _LARGEST)
-        distance = mean.reshape(1, self._grid(), self._grid()).cpu().numpy()
+        distance = mean.reshape(1, *next(iter(looks.values())).shape[2:]).cpu().numpy()
         return {"distance": distance}, distance.max(axis=(1, 2))
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
         """``distance`` [grid, grid] float32."""
-        networks.features()
-        return {"distance": Kept((self._grid(), self._grid()), "float32")}
+        return {"distance": Kept((self._grid(networks),) * 2, "float32")}
 
     def map_of(self, arrays: Mapping[str, NDArray[Any]], size: Size) -> AnomalyMap:
         """The distances, bilinearly with aligned corners."""
@@ -115,11 +116,16 @@ class Mutual(Localiser):
         values = functional.interpolate(grid, size, mode="bilinear", align_corners=True)[0, 0].numpy()
         return AnomalyMap(values, values)
 
-    def _grid(self) -> int:
-        return self.sides[0] // max(self.strides)
+    def _chosen(self, networks: Networks) -> dict[str, int]:
+        """The levels that are compared, by name; of several levels of a stride, the last."""
+        if self.layers is not None:
+            return {f"layer_{number}": number - 1 for number in self.layers}
+        last = {stride: level for level, stride in enumerate(networks.features().strides)}
+        return {f"level_{stride}": last[stride] for stride in self.strides}
 
-    def _all_strides(self, networks: Networks) -> tuple[int, ...]:
-        return networks.features().strides
+    def _grid(self, networks: Networks) -> int:
+        strides = networks.features().strides
+        return self.sides[0] // max(strides[level] for level in self._chosen(networks).values())
 
 
 def _cells(level: torch.Tensor, r: int) -> torch.Tensor:

@@ -44,13 +44,21 @@ class AnomalyMap:
 
 
 class Features(Protocol):
-    """A frozen network that sees no text."""
+    """A frozen network that sees no text.
+
+    Attributes:
+        channels: of each level: a stage of a convolutional network, a block of a transformer.
+        strides: of each level, pixels per cell.
+    """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """[B, channels[i], side / strides[i], side / strides[i]] for each level, of [B, 3, side, side] in [−1, 1]."""
+    def __call__(self, images: torch.Tensor, levels: Sequence[int]) -> list[torch.Tensor]:
+        """[B, channels[i], side / strides[i], side / strides[i]] for each i of ``levels``, counted from 0.
+
+        ``images`` are [B, 3, side, side] RGB in [−1, 1].
+        """
 
 
 class Networks(Protocol):

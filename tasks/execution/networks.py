@@ -24,17 +24,20 @@ from cascade.backbones.clip.backbone import (
     normalises_alike,
     unreadable,
 )
+from cascade.backbones.features.efficientnet import STRIDES, Trunk
+from cascade.backbones.features.timm_network import TimmNetwork, Unsuitable, check_side, levels_of
 from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.schema import ClipLocaliser, Experiment, LocaliseConfig, RuntimeConfig, of_clip
+from cascade.configs.schema import ClipLocaliser, Experiment, LocaliseConfig, Mutual, RuntimeConfig, of_clip
 from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
 from cascade.storage.weights import SHIPPED_FOLDER, LocatedWeights, locate
 from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.execution.checkpoints import load_state, read_state, require_finite
 from cascade.tasks.execution.devices import claim_device
+from cascade.tasks.execution.weights import PACKAGED_FEATURES
 
 _GRAPHS = 64
 """Graphs of one function, after which torch goes on without compiling; 8 by default. A network, a precision, a size of
@@ -117,9 +120,11 @@ class Networks:
         return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, self.device, self.compiled)
 
     def features(self) -> Features:
-        """The frozen network of features."""
-        located = self.weights["features"]
-        return cast("Features", _features(located.path, located.sha256, self.device))
+        """The frozen network of features. Raises ``ConfigError`` if options do not fit it."""
+        located, options = self.weights["features"], cast("Mutual", self.config)
+        check_levels(options)
+        network = _features(options.backbone, located.path, located.sha256, options.image_side, self.device)
+        return cast("Features", network)
 
     def trained(
         self, role: str, build: Callable[[Mapping[str, torch.Tensor]], Module], fault: Callable[[Module], str]
@@ -170,6 +175,31 @@ def trunk_state(name: str) -> dict[str, torch.Tensor]:
     """The weights of a frozen trunk, which come with a package. Raises ``WeightsError`` if that is not installed."""
     located = locate(name, folder=SHIPPED_FOLDER)
     return read_state(located.path, located.sha256)
+
+
+def check_levels(localise: Mutual) -> None:
+    """Raise ``ConfigError`` if a network of features is none, lacks a level, or cannot cut up its input."""
+    name = localise.backbone
+    try:
+        strides = STRIDES if name == PACKAGED_FEATURES else levels_of(name)[1]
+    except Unsuitable as error:
+        raise ConfigError(f"localise.backbone: {error}") from error
+    coarsest = max(strides)
+    if localise.image_side % coarsest:
+        below = localise.image_side // coarsest * coarsest
+        raise ConfigError(
+            f"localise.image_side {localise.image_side}: must be a multiple of the coarsest stride of {name}, "
+            f"{coarsest}; for example {below} or {below + coarsest}"
+        )
+    if localise.layers is not None:
+        if max(localise.layers) > len(strides):
+            raise ConfigError(f"localise.layers {list(localise.layers)}: {name} has levels 1 to {len(strides)}")
+    elif not set(localise.strides) <= set(strides):
+        raise ConfigError(
+            f"localise.strides {list(localise.strides)}: the levels of {name} have strides "
+            f"{', '.join(map(str, sorted(set(strides))))}; choose among them, or choose levels by localise.layers "
+            f"(1 to {len(strides)})"
+        )
 
 
 def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
@@ -244,13 +274,18 @@ def _clip(
 
 
 @lru_cache(maxsize=1)
-def _features(path: Path, sha256: str, device: torch.device) -> nn.Module:
-    from cascade.backbones.features.efficientnet import Trunk
-
+def _features(backbone: str, path: Path, sha256: str, side: int, device: torch.device) -> nn.Module:
     try:
-        return Trunk(read_state(path, sha256)).to(device)
+        if backbone == PACKAGED_FEATURES:
+            return Trunk(read_state(path, sha256)).to(device)
+        check_side(backbone, side)  # before the weights are read
+        network = TimmNetwork(backbone, read_state(path, sha256), side)
+    except Unsuitable as error:
+        raise ConfigError(f"localise.image_side {side}: {error}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
+    require_finite(network, path)
+    return network.to(device)
 
 
 @lru_cache(maxsize=2)

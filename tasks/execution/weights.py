@@ -11,6 +11,9 @@ from cascade.refiners import refiner_class
 from cascade.storage.errors import ConfigError, PipelineError, WeightsError, nearest
 from cascade.storage.weights import REGISTRY, LocatedWeights, locate
 
+PACKAGED_FEATURES = "efficientnet_lite0"
+"""The network of features whose weights come with a package."""
+
 _SHIPPED_SAM = {"mini": "mini_sam"}
 _SHIPPED_CLIP = {"mini": "mini_clip"}
 _SHIPPED_ADAPTERS = {"mini": "april_gan_mini"}
@@ -89,7 +92,18 @@ def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 def _locate_features(experiment: Experiment, folder: Path) -> LocatedWeights:
     localise = experiment.localise
-    return locate(localise.weights or localise.backbone, folder=folder, sha256=localise.sha256)
+    if localise.weights is None and localise.backbone != PACKAGED_FEATURES:
+        from cascade.backbones.features.timm_network import Unsuitable, require_name  # brings torch along
+
+        try:
+            require_name(localise.backbone)
+        except Unsuitable as error:
+            raise ConfigError(f"localise.backbone: {error}; {PACKAGED_FEATURES} needs no weights") from error
+        raise ConfigError(
+            f"localise.backbone: '{localise.backbone}' of timm has no weights here, and none are downloaded; give its "
+            f"checkpoint by localise.weights=PATH, or use {PACKAGED_FEATURES}"
+        )
+    return locate(localise.weights or PACKAGED_FEATURES, folder=folder, sha256=localise.sha256)
 
 
 _ROLES = {"sam": _locate_sam, "clip": locate_clip, "adapter": _locate_adapter, "features": _locate_features}

@@ -142,11 +142,11 @@ def test_through_a_segmenter(tree: Path) -> None:
 
 
 def test_an_option_of_another_method_is_refused_with_its_owner(tree: Path) -> None:
-    command = [sys.executable, *CASCADE, "run", "toy", "--dataset", "data", "--set", "localise.layers=[1]"]
+    command = [sys.executable, *CASCADE, "run", "toy", "--dataset", "data", "--set", "localise.adapter=x.pth"]
     ended = subprocess.run(
         command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=200
     )
     assert ended.returncode == 2
     assert ended.stderr == (
-        "error: localise.layers is an option of 'april_gan', and localise.method is 'darkness'; leave it out\n"
+        "error: localise.adapter is an option of 'april_gan', and localise.method is 'darkness'; leave it out\n"
     )

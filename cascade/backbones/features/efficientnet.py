@@ -6,7 +6,7 @@ of the same form names them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
@@ -54,16 +54,19 @@ class Trunk(nn.Module):
         super().__init__()
         self._network = (build_network(state),)  # a tuple is no submodule
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, levels: Sequence[int] = range(len(STRIDES))) -> list[torch.Tensor]:
         """The outputs of the last blocks at strides 4, 8, 16 and 32: ``[B, CHANNELS[i], h, w]`` each.
 
         Args:
             images: ``[B, 3, H, W]`` RGB in [−1, 1].
+            levels: which, counted from 0; nothing behind the last of them is computed.
         """
-        levels: list[torch.Tensor] = self._network[0].forward_intermediates(  # type: ignore[operator]
-            images, indices=[1, 2, 3, 4], intermediates_only=True
+        wanted = sorted(set(levels))
+        found = self._network[0].forward_intermediates(  # type: ignore[operator]
+            images, indices=[level + 1 for level in wanted], stop_early=True, intermediates_only=True
         )
-        return levels
+        by_level = dict(zip(wanted, found, strict=True))
+        return [by_level[level] for level in levels]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self._network[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]

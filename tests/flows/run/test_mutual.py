@@ -60,7 +60,7 @@ def by_hand(
 def test_distances_are_those_of_plain_numpy() -> None:
     rng = np.random.default_rng(3)
     looks = [{"level_8": rng.normal(size=(5, 6, 6)), "level_16": rng.normal(size=(7, 6, 6))} for _ in range(9)]
-    localiser = Mutual(sides=(96,), strides=(8, 16), neighbourhoods=(1, 3, 5), share=0.3, references=100)
+    localiser = Mutual(sides=(96,), strides=(8, 16), layers=None, neighbourhoods=(1, 3, 5), share=0.3, references=100)
     tensors = [{name: torch.from_numpy(values) for name, values in look.items()} for look in looks]
     for image in (0, 4):
         own = {name: values[None] for name, values in tensors[image].items()}
@@ -74,6 +74,7 @@ def test_distances_are_those_of_plain_numpy() -> None:
 OPTIONS = {
     "image_side": 160,
     "strides": [8],
+    "layers": [3],
     "neighbourhoods": [3],
     "share": 0.9,
     "references": 8,
