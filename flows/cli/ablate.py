@@ -107,11 +107,12 @@ def show_plan(ablation: Ablation, plan: AblationPlan, console: Console) -> None:
 
 
 def show_ablation(ablation: Ablation, table: pd.DataFrame, console: Console) -> None:
-    """The means in per cent, the best of each step in bold, published numbers in brackets; then what failed."""
+    """The means in per cent, the best of each step in bold, published numbers in brackets; batches in a block apart."""
     from rich.table import Table
 
     from cascade.flows.ablation.outputs import published_table
     from cascade.tasks.aggregate import MEAN
+    from cascade.tasks.tables.batch import COLUMN, blocks
 
     means = table[table["category"] == MEAN]
     several = means["variant"].nunique() > 1
@@ -119,15 +120,22 @@ def show_ablation(ablation: Ablation, table: pd.DataFrame, console: Console) -> 
         means = means.drop_duplicates(["dataset", "variant"], keep="last")
     published = published_table(ablation, table)
     beside = _beside(published)
-    shown = Table("dataset", "variant", "step", *(name.replace("_", "\n") for name in _SHOWN_METRICS), box=None)
-    for row in means.to_dict("records"):
-        cells = []
-        for name in _SHOWN_METRICS:
-            cell = f"[bold]{per_cent(row[name])}[/bold]" if several and row[f"best_{name}"] else per_cent(row[name])
-            value = beside.get((row["dataset"], row["variant"], row["step"], name))
-            cells.append(cell if value is None else f"{cell} ({value:.1f})")
-        shown.add_row(plain(row["dataset"]), plain(row["variant"]), row["step"], *cells)
-    console.print(shown)
+    for block in blocks(means):
+        batch = ["batch"] if COLUMN in block and block[COLUMN].any() else []
+        shown = Table(
+            "dataset", "variant", "step", *(name.replace("_", "\n") for name in _SHOWN_METRICS), *batch, box=None
+        )
+        for row in block.to_dict("records"):
+            cells = []
+            for name in _SHOWN_METRICS:
+                cell = f"[bold]{per_cent(row[name])}[/bold]" if several and row[f"best_{name}"] else per_cent(row[name])
+                value = beside.get((row["dataset"], row["variant"], row["step"], name))
+                cells.append(cell if value is None else f"{cell} ({value:.1f})")
+            cells += [str(row[COLUMN]) for _ in batch]
+            shown.add_row(plain(row["dataset"]), plain(row["variant"]), row["step"], *cells)
+        if batch:
+            console.print("batch: images judged each other; not to be held against results of single images")
+        console.print(shown)
     if published is not None and len(published):
         datasets = " and ".join(dict.fromkeys(published["published_on"]))
         console.print(f"in brackets: published on {datasets}", highlight=False)

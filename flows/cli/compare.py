@@ -118,7 +118,7 @@ def _show(comparison: Comparison, console: Console) -> None:
     console.print(f"not shown: {counts} differences of single categories; comparison.md has them", soft_wrap=True)
     for line in comparison.legend():
         console.print(f"[dim]{line}[/dim]", soft_wrap=True, highlight=False)
-    for line in comparison.notes():
+    for line in (*comparison.batches(), *comparison.notes()):
         console.print(plain(line), soft_wrap=True, highlight=False)
     for row in comparison.worst.head(_WORST).to_dict("records"):
         change = f"pixel AP {row['baseline']:.3f} → {row['run']:.3f}"

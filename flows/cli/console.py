@@ -22,20 +22,27 @@ PAPER_MODELS = ("vit_h", "ViT-L-14-336")
 
 
 def show_results(results: pd.DataFrame, console: Console) -> None:
-    """The table of results in per cent, a blank cell where a metric is undefined; intervals below if there are any."""
+    """The table of results in per cent, a blank cell where a metric is undefined; intervals below if there are any.
+
+    Where images judged each other, a column and a line say how many.
+    """
     from rich.table import Column, Table
 
     from cascade.tasks.aggregate import METRICS
+    from cascade.tasks.tables.batch import COLUMN, batch_note
     from cascade.tasks.tables.intervals import explained
 
     step = Column("step", no_wrap=True)
     category = Column("category", no_wrap=True)
-    table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), box=None)
+    batch = ["batch"] if COLUMN in results else []
+    table = Table(category, step, *(name.replace("_", "\n") for name in METRICS), *batch, box=None)
     last = results["step"].iloc[-1]
     for row in results.to_dict("records"):
-        cells = [_cell(row, name) for name in METRICS]
+        cells = [*(_cell(row, name) for name in METRICS), *(str(row[COLUMN] or "alone") for _ in batch)]
         table.add_row(plain(row["category"]), row["step"], *cells, end_section=row["step"] == last)
     console.print(table)
+    if note := batch_note(results):
+        console.print(plain(note), soft_wrap=True, highlight=False)
     notes = [note for name in METRICS if f"{name}_note" in results for note in results[f"{name}_note"]]
     for line in explained(notes):
         console.print(f"[dim]{line}[/dim]", soft_wrap=True, highlight=False)

@@ -29,6 +29,7 @@ def history(
     from cascade.configs.settings import Settings
     from cascade.flows.run.history import METRIC_COLUMNS, plot_history, read_history, select
     from cascade.storage.errors import ConfigError, nearest
+    from cascade.tasks.tables.batch import COLUMN
 
     if metric not in METRIC_COLUMNS:
         raise ConfigError(f"no metric '{metric}'; {nearest(metric, METRIC_COLUMNS)}")
@@ -45,7 +46,8 @@ def history(
         console.print(f"{metric} of {len(rows)} runs in {plain(plot)}", soft_wrap=True, highlight=False)
         return
     stages = [column for column in rows.columns if column.startswith("computed_")]
-    table = Table("time", "name", "dataset", "images", "computed", "seconds", metric, box=None)
+    batched = ["batch"] if rows.get(COLUMN, pd.Series(dtype=float)).gt(0).any() else []
+    table = Table("time", "name", "dataset", "images", *batched, "computed", "seconds", metric, box=None)
     table.add_column("" if plot else "folder", overflow="fold")
     for row in rows.to_dict("records"):
         value = float(row[metric])
@@ -53,6 +55,7 @@ def history(
         last = ("" if pd.isna(value) else "█" * round(_BAR * value)) if plot else plain(row["folder"])
         computed = int(sum(row[stage] for stage in stages if not pd.isna(row[stage])))
         when = row["time"].strftime("%Y-%m-%d %H:%M")
-        cells = (when, plain(row["name"]), plain(row["dataset"]), str(row["images"]), str(computed))
+        judged = (f"{row[COLUMN]:.0f}" if row[COLUMN] > 0 else "" for _ in batched)
+        cells = (when, plain(row["name"]), plain(row["dataset"]), str(row["images"]), *judged, str(computed))
         table.add_row(*cells, f"{row['seconds']:.1f}", shown, last)
     console.print(table)

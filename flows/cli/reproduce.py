@@ -40,6 +40,7 @@ def reproduce(
     from cascade.configs.settings import Settings
     from cascade.flows.ablation.reproduce import NothingToReproduce, plan_reproduction, run_reproduction
     from cascade.flows.cli.observers import AblationObserver
+    from cascade.tasks.tables.batch import blocks
     from cascade.tasks.tables.intervals import explained
     from cascade.tasks.tables.reproduction import MARGIN
 
@@ -52,7 +53,10 @@ def reproduce(
     except NothingToReproduce:
         _print_lines("missing", "red", planned.missing)
         raise typer.Exit(2) from None
-    console.print(_shown(found.table))
+    for block in blocks(found.table):
+        if block["n_batch"].gt(0).any():
+            console.print("batch: images judged each other; the paper judges each alone")
+        console.print(_shown(block))
     verdicts = (
         "fell, improved: the interval of the difference is on one side of 0; "
         f"equal: it lies within ±{MARGIN:g}; else undecided"
@@ -84,7 +88,9 @@ def _print_lines(word: str, colour: str, lines: tuple[str, ...] | list[str]) -> 
 def _shown(compared: pd.DataFrame) -> Table:
     from rich.table import Table
 
-    shown = Table("method", "dataset", "step", "metric", "ours", "paper", "difference", "95 % interval", "", box=None)
+    batch = ["batch"] if compared["n_batch"].gt(0).any() else []
+    titles = ("method", "dataset", "step", "metric", "ours", "paper", "difference", "95 % interval", "")
+    shown = Table(*titles, *batch, box=None)
     for row in compared.to_dict("records"):
         known = row["ours"] == row["ours"]
         colour = _COLOURS.get(row["verdict"], "dim")
@@ -98,6 +104,7 @@ def _shown(compared: pd.DataFrame) -> Table:
             f"{row['difference']:+.1f}" if known else "",
             _interval(row) if known else "",
             f"[{colour}]{row['verdict']}[/{colour}]",
+            *(f"{row['n_batch']:.0f}" for _ in batch),
         )
     return shown
 

@@ -22,6 +22,7 @@ from cascade.storage.datasets import SHOWN
 from cascade.storage.errors import PipelineError
 from cascade.storage.names import printable
 from cascade.tasks.stage import Run
+from cascade.tasks.tables.batch import batch_note
 from cascade.tasks.tables.intervals import result_intervals
 from cascade.tasks.tables.results import vanished_images
 
@@ -58,6 +59,8 @@ class Evaluation:
     def remarks(self) -> tuple[str, ...]:
         """What has to be known beside the table, one line each."""
         lines = [*self.warnings]
+        if note := batch_note(self.table):
+            lines.append(note)
         if self.leak:
             lines.append(f"not zero-shot: {self.leak}")
         if self.left_out:

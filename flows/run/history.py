@@ -14,6 +14,7 @@ from cascade.storage.atomic import replacing
 from cascade.storage.errors import ConfigError, DataError, nearest
 from cascade.storage.keys import digest_of
 from cascade.tasks.aggregate import MEAN, METRICS
+from cascade.tasks.tables.batch import COLUMN as BATCH
 
 FILE_NAME = "history.parquet"
 _LOCK_SECONDS = 60
@@ -42,9 +43,9 @@ def remember_run(runs: Path, run_folder: Path) -> None:
 def read_history(runs: Path) -> pd.DataFrame:
     """All rows, in the order in which runs finished; empty if there is none.
 
-    Columns: ``time`` (UTC), ``name``, ``dataset``, ``folder``, ``engine``, ``seconds``, ``images``, one
-    ``computed_<stage>`` for each stage, ``METRIC_COLUMNS``, and ``config`` and ``weights``, sha256 of the
-    configuration (less how the run was carried out) and of the checkpoints.
+    Columns: ``time`` (UTC), ``name``, ``dataset``, ``folder``, ``engine``, ``seconds``, ``images``, ``n_batch`` (how
+    many of them judged each other), one ``computed_<stage>`` for each stage, ``METRIC_COLUMNS``, and ``config`` and
+    ``weights``, sha256 of the configuration (less how the run was carried out) and of the checkpoints.
 
     Raises ``DataError`` if the file is damaged.
     """
@@ -108,6 +109,7 @@ def _row(run_folder: Path) -> dict[str, Any]:
         "engine": described["engine"],
         "seconds": float(sum(stage["seconds"] for stage in described["stages"])),
         "images": described["dataset"]["images"],
+        BATCH: int(last.get(BATCH, 0)),
         **{f"computed_{stage['stage']}": stage["computed"] for stage in described["stages"]},
         **{metric: last[metric] for metric in METRICS},
         **{f"clip_{metric}": first[metric] for metric in METRICS},

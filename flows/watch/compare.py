@@ -15,6 +15,8 @@ from cascade.flows.watch.limits import complete_limits
 from cascade.flows.watch.vanished import find_vanished
 from cascade.storage.errors import ConfigError, DataError, nearest
 from cascade.tasks.aggregate import IMAGE_METRICS
+from cascade.tasks.tables.batch import COLUMN as BATCH
+from cascade.tasks.tables.batch import batch_change
 from cascade.tasks.tables.comparison import Scored, compare_paired
 from cascade.tasks.tables.evidence import ScoredImage
 from cascade.tasks.tables.intervals import LEVEL, RESAMPLES, check_interval
@@ -68,7 +70,8 @@ def compare_runs(
         masks = rows[["category", "image_id", "mask_iou"]].rename(columns={"mask_iou": name})
         worst = worst.merge(masks, on=["category", "image_id"], how="left")
     table = paired.table
-    table["remark"] = [_remark(row, own, other) for row in table.to_dict("records")]
+    counts = _batches(other), _batches(own)
+    table["remark"] = [_remark(row, own, other, counts) for row in table.to_dict("records")]
     return Comparison(
         run=own,
         baseline=other,
@@ -124,9 +127,23 @@ def scored_images(table: pd.DataFrame) -> tuple[ScoredImage, ...]:
     )
 
 
-def _remark(row: Mapping[Hashable, Any], run: FinishedRun, baseline: FinishedRun) -> str:
-    """What makes a difference other than one of the same measurement, if anything does."""
-    remarks = []
+def _batches(run: FinishedRun) -> Mapping[str, float]:
+    """By category and for the mean, how many images judged each other; nothing if each was judged alone."""
+    results = run.results()
+    if BATCH not in results:
+        return {}
+    return dict(zip(results["category"], results[BATCH], strict=True))
+
+
+def _remark(
+    row: Mapping[Hashable, Any],
+    run: FinishedRun,
+    baseline: FinishedRun,
+    batches: tuple[Mapping[str, float], Mapping[str, float]],
+) -> str:
+    """What makes a difference other than one of the same measurement, and what batches it is of, if any."""
+    change = batch_change(*(counts.get(row["category"], 0) for counts in batches))
+    remarks = [change] if change else []
     if row["other_truth"] > 0:
         remarks.append(f"{row['other_truth']:.0f} of {row['images']} images have another ground truth")
     rules = [side.description["experiment"]["score"].get("image_score") for side in (baseline, run)]

@@ -14,6 +14,7 @@ from cascade.flows.watch.changes import Change, describe
 from cascade.flows.watch.vanished import Vanished
 from cascade.storage.atomic import replacing, write_text
 from cascade.tasks.aggregate import MEAN
+from cascade.tasks.tables.batch import batch_note
 from cascade.tasks.tables.intervals import explained
 
 _WORST = 10
@@ -101,6 +102,11 @@ class Comparison:
         )
         return [verdicts, *explained(self.table["note"])]
 
+    def batches(self) -> list[str]:
+        """A line for each run whose images judged each other."""
+        notes = {name: batch_note(side.results()) for name, side in (("run", self.run), ("baseline", self.baseline))}
+        return [f"the {name}: {note}" for name, note in notes.items() if note]
+
     def notes(self) -> list[str]:
         """What made the runs differ, one line each, many of a kind cut short; and what was not compared."""
         return [*describe(self.changes), *self.not_compared()]
@@ -130,6 +136,8 @@ class Comparison:
         ]
         lines += ["", "## Gate", ""]
         lines += [f"- {line}" for line in self.reasons] or [f"Passed: {self.passed}."]
+        if batches := self.batches():
+            lines += ["", "## Batches", "", *(f"- {line}" for line in batches)]
         lines += ["", "## What made the runs differ", "", *(f"- {line}" for line in self.notes())]
         for title, rows in (
             ("Mean", self.table[self.table["category"] == MEAN]),

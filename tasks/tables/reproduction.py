@@ -31,6 +31,7 @@ COLUMNS = (
     "note",
     "verdict",
     "images",
+    "n_batch",
     "sam",
     "clip",
 )
@@ -44,7 +45,7 @@ def reproduction_table(published: PublishedTable, runs: Mapping[str, Mapping[str
     ``low`` and ``high`` hold the 95 % interval of our value over images, ``difference`` is ours less the published one,
     with the same interval; ``note`` says why there is none. ``verdict`` is that of ``cascade.metrics.verdict`` on the
     difference, with ``MARGIN``; or ``missing`` if ours could not be computed, ``other method`` if it is not ours to
-    compute.
+    compute. ``n_batch`` counts the images that judged each other; 0 where each was judged alone, as in the paper.
 
     Args:
         published: the table.
@@ -71,6 +72,7 @@ def reproduction_table(published: PublishedTable, runs: Mapping[str, Mapping[str
                 cell |= _ours(measured[row.dataset, variant], row.step, metric, value)
                 cell |= {
                     "images": len(run.manifest),
+                    "n_batch": sum(len(batch.images) for batch in run.batches.values()),
                     "sam": run.experiment.embed.backbone,
                     "clip": getattr(run.experiment.localise, "backbone", None),
                 }

@@ -16,6 +16,7 @@ from cascade.tasks.prompt import PROMPT
 from cascade.tasks.refine import REFINE
 from cascade.tasks.score import SCORE
 from cascade.tasks.stage import Run, localised_id, refines
+from cascade.tasks.tables.batch import COLUMN as BATCH
 
 RESULT_COLUMNS = (
     "dataset",
@@ -47,7 +48,7 @@ def results_table(
     adapter was trained on what it was tested on, ``n_vanished`` if defects leave no pixel in the evaluation frame,
     ``n_skipped`` if images were left out, which ``skipped`` counts by category, and ``n_batch``, the images that judge
     the others, if the localiser looks at batches: such rows are transductive, and not to be held against those of
-    single images.
+    single images. It is 0 in a category whose images were judged alone.
     """
     constant = {
         "dataset": run.manifest.name,
@@ -65,8 +66,8 @@ def results_table(
         table = table[[*RESULT_COLUMNS, *(f"{metric}_{part}" for metric in METRICS for part in parts)]]
     lost = Counter(record.category for record in vanished_images(run))
     batch = Counter({category: len(each.images) for category, each in run.batches.items()})
-    for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter()), ("n_batch", batch)):
-        if counts:
+    for name, counts in (("n_vanished", lost), ("n_skipped", skipped or Counter()), (BATCH, batch)):
+        if counts or (name == BATCH and run.localiser.SCOPE == "batch"):
             table[name] = [counts.total() if own == MEAN else counts[own] for own in table["category"]]
     return _marked(table, leak)
 
