@@ -1,10 +1,17 @@
 """The table of quality: where the oracle clicks, and what it is compared with."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.quality import METRICS, oracle_points, quality_table
+from benchmarks import quality
+from benchmarks.quality import COLUMNS, METRICS, PRESETS, oracle_points, oracle_rows, quality_table
+from cascade.flows.generate import generate_dataset
+from tests.flows.conftest import Cli, cli
+
+__all__ = ["cli"]
 
 
 def test_the_oracle_clicks_where_each_large_defect_is_deepest():
@@ -32,7 +39,42 @@ def test_the_oracle_mean_is_over_defects_and_the_others_over_categories():
     oracle = pd.DataFrame(
         {"category": ["a", "a", "a", "b"], "step": ["points"] * 4, "iou": [0.2, 0.2, 0.2, 1.0], "predicted_iou": 0.0}
     )
-    table = quality_table(results, oracle).set_index(["category", "row", "metric"])["value"]
+    seconds = pd.DataFrame({"category": ["a", "b"], "seconds": [0.2, 0.6], "images": [16, 3]})
+    tidy = pd.concat([quality_table(results, "mini", seconds), oracle_rows(oracle, "mini")])
+    assert set(tidy["preset"]) == {"mini"}
+    table = tidy.set_index(["category", "row", "metric"])["value"]
     assert table["a", "oracle points", "iou"] == pytest.approx(0.2)
     assert table["mean", "oracle points", "iou"] == pytest.approx(0.4)
     assert table["mean", "clip", "pixel_ap"] == 0.5
+    assert table["mean", "end to end", "seconds"] == pytest.approx(0.4)
+
+
+@pytest.mark.slow
+def test_by_command_it_has_each_preset_with_its_runs_numbers(cli: Cli, tmp_path, monkeypatch, capsys):
+    generate_dataset(tmp_path / "data", categories=("carpet",), good=4, defective=5, size=96, seed=5)
+    monkeypatch.setattr(quality, "LAST", tmp_path / "results")
+    command = ["quality", "--data", str(tmp_path / "data"), "--store", "store", "--set", "score.frame=64"]
+    monkeypatch.setattr(sys, "argv", [*command, "--write"])
+    assert quality.main() == 0
+    table = pd.read_csv(tmp_path / "results" / "quality.csv")
+    assert list(table) == list(COLUMNS)
+    assert not table.duplicated(list(COLUMNS[:-1])).any()
+    assert list(table["preset"].unique()) == list(PRESETS)
+    assert set(table.loc[table["row"].str.startswith("oracle"), "preset"]) <= {"mini"}
+    found = table.set_index(["category", "preset", "row", "metric"])["value"]
+    for preset in PRESETS:
+        assert found["mean", preset, "end to end", "seconds"] > 0
+        settings = ["--set", "score.frame=64", "--store", "store", "--out", preset]
+        assert cli("run", preset, "--dataset", tmp_path / "data", *settings).code == 0
+        for row in pd.read_csv(tmp_path / preset / "results.csv").to_dict("records"):
+            for metric in METRICS:
+                assert found[row["category"], preset, row["step"], metric] == pytest.approx(row[metric], abs=1e-6)
+
+    monkeypatch.setattr(sys, "argv", [*command, "--preset", "mini_batch"])
+    capsys.readouterr()
+    assert quality.main() == 0
+    printed = capsys.readouterr().out
+    assert "mini_batch: " in printed
+    assert "s an image" in printed
+    assert "(+0.0)" in printed
+    assert "clip" not in printed
