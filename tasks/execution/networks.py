@@ -131,11 +131,12 @@ class Networks:
     ) -> Module:
         """What ``build`` makes of the checkpoint of a role. Raises ``WeightsError`` if it is another model's.
 
-        Layers of the right shape that were trained on the tokens of other blocks would draw a map of nothing.
+        Layers of the right shape that were trained on the tokens of other blocks, or of the same blocks with another
+        activation, would draw a map of nothing.
         """
         located = self.weights[role]
         training = adapter_training(located)
-        for name in ("backbone", "layers"):
+        for name in ("backbone", "layers", "activation"):
             chosen = getattr(self.config, name, None)
             chosen = list(chosen) if isinstance(chosen, tuple) else chosen
             if training.get(name, chosen) != chosen:

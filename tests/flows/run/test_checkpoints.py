@@ -161,6 +161,12 @@ def test_an_adapter_of_other_blocks_is_refused(refused: Callable[..., str], tmp_
     assert "localise.backbone ViT-L-14, not mini" in refused(f"localise.adapter={other}")
 
 
+def test_an_adapter_of_another_activation_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "trained.safetensors", {"backbone": "mini", "activation": "quickgelu"})
+    line = refused(f"localise.adapter={path}")
+    assert "was trained with localise.activation quickgelu, not gelu; set that, or use another adapter" in line
+
+
 def test_positions_of_another_shape_are_refused(refused: Callable[..., str], bench: Bench, tmp_path: Path) -> None:
     clip = load_file(next(each.partition("=")[2] for each in bench.overrides if each.startswith("localise.weights")))
     for number, shape in enumerate([(3,), (2, 3, 4), (12, 128), (0, 128)]):
