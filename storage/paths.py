@@ -7,6 +7,9 @@ from pathlib import Path
 
 from cascade.storage.errors import ConfigError
 
+PHOTOGRAPHS = Path(__file__).parent / "photographs"
+"""A dataset of photographs of defects that comes with the package; ``ATTRIBUTION.md`` there says whose they are."""
+
 
 def expanded(path: str | Path) -> Path:
     """A path whose leading ``~`` has been replaced by the home folder; others stay as they are.

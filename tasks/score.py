@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,15 +79,47 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     ``top_score``, ``mask_area`` (share of the frame), ``mask_iou`` and ``chosen``: which of several masks went on,
     ``None`` where there was no choice. Without a refiner it holds ``threshold``, where the map was cut.
     """
+    maps, pixels = Maps(run), pixels_of(run)
+
+    def scored(item: StageItem) -> _Scored:
+        found, steps = pixels(item), len(run.refiner.STEPS)
+        score = maps.image_score(localised_id(run, item.record))
+        stored, record = _compared(run, item.record, found.scores, found.segments, score)
+        no_prompt = refines(run) and found.masks is None
+        record |= {"no_prompt": no_prompt, "chosen": [None, *_choices(found.masks, steps)]}
+        return stored, record if refines(run) else record | {"threshold": found.threshold}
+
+    for item, (arrays, record) in on_every_core(items, scored):
+        artefact.write(item.id, arrays, record)
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """What a run says of an image's pixels.
+
+    Attributes:
+        scores: [1 + steps, H, W] float16 in the evaluation frame, the map first.
+        segments: [1 + steps, H, W] bool, what is segmented.
+        threshold: from which on a pixel of the map counts as extremely anomalous.
+        masks: of the refiner; ``None`` without one, or without a prompt.
+    """
+
+    scores: NDArray[np.float16]
+    segments: NDArray[np.bool_]
+    threshold: float
+    masks: ImageMasks | None
+
+
+def pixels_of(run: Run) -> Callable[[StageItem], Pixels]:
+    """What fuses an item's map with its masks; the stages before have to be finished."""
     from cascade.prompts.ppg import extreme_threshold
     from cascade.scoring import pixel_scores
 
     maps, config = Maps(run), run.experiment.score
     prompts, refined = PROMPT.artefact(run), REFINE.artefact(run) if refines(run) else None
-    fusion = fusion_options(config)
-    cut = prompt_options(run.experiment.prompt)
+    fusion, cut = fusion_options(config), prompt_options(run.experiment.prompt)
 
-    def scored(item: StageItem) -> _Scored:
+    def fused(item: StageItem) -> Pixels:
         name, steps = localised_id(run, item.record), len(run.refiner.STEPS)
         values = maps.of(name, frame_size(config.frame, item.record)).values
         if refined is None:
@@ -95,13 +127,9 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
         else:
             threshold, masks = prompts.read(name).record["threshold"], masks_of(refined.read(name))
         scores, segments = pixel_scores(values, threshold, masks, steps, input_frame_of(run, item), fusion)
-        stored, record = _compared(run, item.record, scores, segments, maps.image_score(name))
-        no_prompt = refined is not None and masks is None
-        record |= {"no_prompt": no_prompt, "chosen": [None, *_choices(masks, steps)]}
-        return stored, record if refined is not None else record | {"threshold": threshold}
+        return Pixels(scores, segments, threshold, masks)
 
-    for item, (found, record) in on_every_core(items, scored):
-        artefact.write(item.id, found, record)
+    return fused
 
 
 def fusion_options(config: ScoreConfig) -> FusionOptions:

@@ -47,8 +47,9 @@ def test_a_project_with_folders_of_our_names_is_left_alone(tmp_path, folder):
     assert "mini_sam" in result.stdout
 
 
-def test_presets_prompts_models_and_weights_are_inside(names):
+def test_presets_prompts_models_weights_and_photographs_are_inside(names):
     data = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("configs/**/*.json"), *ROOT.glob("storage/pretrained/**/*")]
+    data += ROOT.glob("storage/photographs/**/*")
     assert len(data) > 5
     assert {f"cascade/{path.relative_to(ROOT).as_posix()}" for path in data if path.is_file()} <= set(names)
 
@@ -56,6 +57,7 @@ def test_presets_prompts_models_and_weights_are_inside(names):
 def test_the_licence_and_the_mark_of_typed_packages_are_inside(names):
     assert "cascade/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.endswith("licenses/storage/photographs/ATTRIBUTION.md") for name in names)
 
 
 def test_the_console_script_is_declared(names):

@@ -1,4 +1,4 @@
-"""`cascade run` and `cascade demo`: one evaluation, and its table."""
+"""`cascade run` and `cascade demo`: evaluations, and their tables."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from cascade.flows.cli.options import (
 if TYPE_CHECKING:
     from cascade.configs.schema import Experiment
     from cascade.flows.engines.choice import EngineName
-
-DEMO_CATEGORIES = ("metal plate", "carpet", "pill", "wood")
+    from cascade.flows.run import Evaluation
 
 
 def run(
@@ -49,22 +48,27 @@ def run(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the photographs, the store, and a new folder of tables.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the generated photographs, the store, and new folders of tables.")
+    ] = Path("runs/demo"),
     engine: EngineOption = None,
 ) -> None:
-    """The whole pipeline on generated photographs with the mini models: no download, no GPU."""
-    from cascade.flows.generate import generate_dataset
+    """Both mini presets on photographs of defects and on generated ones: no download, no GPU."""
+    from cascade.flows.demo import demonstrations, write_generated
     from cascade.flows.run.folder import default_folder
-    from cascade.storage.paths import require_writable
+    from cascade.flows.run.pictures import write_pictures
 
-    require_writable(out)
-    data = out / "data"
+    console = make_console()
     with spinner("generating photographs"):
-        generate_dataset(data, categories=DEMO_CATEGORIES, good=4, defective=8)
-    demonstrated = load_with_options("mini", data, ["name=demo", "dataset.name=demo"])
-    run_and_show(demonstrated, default_folder(out.parent, out.name), out / "store", engine, allow_leak=False)
+        generated = write_generated(out)
+    pictures = []
+    for name, experiment in demonstrations(generated):
+        console.print(f"\n[bold]{name}[/bold]")
+        found = run_and_show(experiment, default_folder(out, name), out / "store", engine, allow_leak=False)
+        pictures.append(write_pictures(found.prepared.run, found.folder / "pictures.png"))
+    console.print("\nwhat was found, beside the truth:")
+    for path in pictures:
+        console.print(f"  {plain(str(path))}", soft_wrap=True, highlight=False)
 
 
 def run_and_show(
@@ -75,7 +79,7 @@ def run_and_show(
     allow_leak: bool,
     intervals: bool = False,
     skip_bad: bool = False,
-) -> None:
+) -> Evaluation:
     """Evaluate an experiment and print its table, and what has to be known beside it."""
     from cascade.flows.cli.observers import RunObserver
     from cascade.flows.run import run_experiment
@@ -101,3 +105,4 @@ def run_and_show(
     if found.left_out:
         show_left_out(console, found.left_out, found.folder)
         raise typer.Exit(1)
+    return found

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run.folder import default_folder, link_latest
 from cascade.flows.run.history import read_history
-from cascade.storage.paths import require_writable
+from cascade.localisers.mutual import Mutual
+from cascade.storage.datasets import Rules, inspect_dataset
+from cascade.storage.paths import PHOTOGRAPHS, require_writable
 from tests.flows.conftest import Bench, Cli, files_of, save_adapter
 
 
@@ -201,17 +204,45 @@ def test_a_new_store_is_named_once(cli: Cli, empty: Bench, tmp_path: Path) -> No
     assert "new store" not in cli(*empty.arguments(), "--out", tmp_path / "second").out
 
 
-def test_the_demo_may_be_repeated(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = partial(generate_dataset, size=96)
-    monkeypatch.setattr("cascade.flows.generate.generate_dataset", small)
-    monkeypatch.setattr("cascade.flows.cli.run.DEMO_CATEGORIES", ("carpet",))
+@pytest.mark.slow
+def test_the_demo_may_be_repeated_and_shows_what_it_found(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in PHOTOGRAPHS.rglob("hazelnut/**/*.*g"):
+        small = tmp_path / "photographs" / path.relative_to(PHOTOGRAPHS)
+        small.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((96, 96), Image.Resampling.NEAREST).save(small)
+    monkeypatch.setattr("cascade.flows.demo.PHOTOGRAPHS", tmp_path / "photographs")
+    monkeypatch.setattr("cascade.flows.demo.generate_dataset", partial(generate_dataset, size=96))
+    monkeypatch.setattr("cascade.flows.demo.CATEGORIES", ("carpet",))
+    runs = tmp_path / "runs" / "demo"
     for count in (1, 2):
         result = cli("demo", "--engine", "local")
         assert result.code == 0, result.err
-        assert len(list((tmp_path / "runs" / "demo").glob("2*/run.json"))) == count
+        assert len(list(runs.glob("*-mini*/2*/run.json"))) == 4 * count
     assert "miss" not in result.out
-    assert (tmp_path / "runs" / "demo" / "latest" / "results.csv").is_file()
-    assert len(set(read_history(tmp_path / "runs")["folder"])) == 2
+    for name in ("photographs-mini", "photographs-mini_batch", "generated-mini", "generated-mini_batch"):
+        (picture,) = [line.strip() for line in result.out.splitlines() if f"/{name}/" in line and "pictures" in line]
+        with Image.open(tmp_path / picture) as sheet:
+            assert sheet.format == "PNG"
+        assert (runs / name / "latest").resolve() == (tmp_path / picture).parent
+        results = pd.read_csv(runs / name / "latest" / "results.csv")
+        assert set(results["category"]) == {"hazelnut" if name.startswith("photo") else "carpet", "mean"}
+    assert len(set(read_history(tmp_path / "runs")["folder"])) == 8
+
+
+def test_the_photographs_of_the_demo_are_a_sound_dataset_for_both_presets() -> None:
+    report = inspect_dataset(PHOTOGRAPHS, Rules(), decode=True)
+    assert not report.errors
+    assert not report.warnings
+    for category in report.manifest.categories:
+        mine = [record for record in report.manifest if record.category == category]
+        assert [record.label for record in mine].count(1) == 6
+        assert len(mine) >= Mutual.MIN_BATCH
+    assert sum(path.stat().st_size for path in PHOTOGRAPHS.rglob("*") if path.is_file()) < 2_000_000
+    assert not any(Image.open(path).getexif() for path in PHOTOGRAPHS.rglob("*.jpg"))
+    for name in report.manifest.categories:
+        assert f"`{name}`" in (PHOTOGRAPHS / "ATTRIBUTION.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
