@@ -11,7 +11,7 @@ It stands under the first preset, whose SAM and cascade it is. Every option is a
 otherwise.
 
 The row ``end to end`` has seconds an image: ``Segmenter.predict_batch`` on the first images of a category, decoded
-before, after one call that is not timed, with as many threads as torch finds; how many images and threads is printed.
+before, after a call on the fewest that it takes, with as many threads as torch finds; the numbers are printed.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from cascade.tasks.embed import EMBED
 from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.execution.networks import decoder_of, device_of
 from cascade.tasks.stage import Run
+from cascade.tasks.tables.batch import COLUMN, batch_note
 from cascade.tasks.tables.results import results_table
 
 LAST = Path(__file__).parent / "results"
@@ -58,7 +59,7 @@ LAST = Path(__file__).parent / "results"
 PRESETS = ("mini", "mini_batch")
 METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro", "image_auroc")
 COLUMNS = ("category", "preset", "row", "metric", "value")
-SHOWN = (*METRICS, "iou", "seconds")
+SHOWN = (*METRICS, "iou", "seconds", COLUMN)
 ORACLE_AREA = 0.005
 """Share of the image above which a defect gets an oracle point."""
 
@@ -133,7 +134,7 @@ def timed(run: Run) -> pd.DataFrame:
         records = [record for record in run.manifest if record.category == category][:TIMED]
         photographs = [read_image(run.image_path(record), record.white) for record in records]
         if not number:
-            segmenter.predict_batch(photographs, run.words(records[0]))
+            segmenter.predict_batch(photographs[: run.localiser.MIN_BATCH], run.words(records[0]))
         start = time.perf_counter()
         segmenter.predict_batch(photographs, run.words(records[0]))
         seconds = (time.perf_counter() - start) / len(photographs)
@@ -171,8 +172,12 @@ def _made_alike(adapter: Path, run: Run) -> bool:
 
 
 def quality_table(results: pd.DataFrame, preset: str, seconds: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Tidy: ``category, preset, row, metric, value``, of one preset; the mean of the seconds is over categories."""
-    tidy = results.melt(["category", "step"], list(METRICS), "metric", "value").rename(columns={"step": "row"})
+    """Tidy: ``category, preset, row, metric, value``, of one preset; the mean of the seconds is over categories.
+
+    Where images judged each other, the metric ``n_batch`` says how many.
+    """
+    metrics = [*METRICS, *([COLUMN] if batch_note(results) else [])]
+    tidy = results.melt(["category", "step"], metrics, "metric", "value").rename(columns={"step": "row"})
     if seconds is not None:
         mean = pd.DataFrame([{"category": "mean", "seconds": seconds["seconds"].mean()}])
         spent = pd.concat([seconds, mean])[["category", "seconds"]].rename(columns={"seconds": "value"})
@@ -190,7 +195,7 @@ def oracle_rows(oracle: pd.DataFrame, preset: str) -> pd.DataFrame:
 
 
 def show(table: pd.DataFrame, last: pd.DataFrame | None) -> None:
-    """Prints a block for each preset, in percent and seconds, with the change against the last table in brackets."""
+    """Prints a block for each preset, in percent, seconds and images; in brackets the change against the last table."""
     joined = table.assign(change=np.nan)
     if last is not None:
         if set(last["category"]) != set(table["category"]):  # a mean of others is no measure
@@ -207,7 +212,7 @@ def show(table: pd.DataFrame, last: pd.DataFrame | None) -> None:
 def _cell(metric: str, value: float, change: float) -> str:
     if np.isnan(value):
         return ""
-    scale, digits = (1, 2) if metric == "seconds" else (100, 1)
+    scale, digits = {"seconds": (1, 2), COLUMN: (1, 0)}.get(metric, (100, 1))
     changed = "" if np.isnan(change) else f" ({scale * change:+.{digits}f})"
     return f"{scale * value:.{digits}f}{changed}"
 
@@ -241,6 +246,7 @@ def main() -> int:
                     f"{preset}: {seconds['seconds'].mean():.2f} s an image, mean of the categories; at most {TIMED} "
                     f"images of each in one call, {torch.get_num_threads()} threads of torch"
                 )
+                notes += [f"{preset}: {note}"] if (note := batch_note(results)) else []
                 runs.append(run)
                 tables.append(quality_table(results, preset, seconds))
     oracle = oracle_table(runs[0])

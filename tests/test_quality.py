@@ -50,18 +50,26 @@ def test_the_oracle_mean_is_over_defects_and_the_others_over_categories():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_by_command_it_has_each_preset_with_its_runs_numbers(cli: Cli, tmp_path, monkeypatch, capsys):
     generate_dataset(tmp_path / "data", categories=("carpet",), good=4, defective=5, size=96, seed=5)
     monkeypatch.setattr(quality, "LAST", tmp_path / "results")
-    command = ["quality", "--data", str(tmp_path / "data"), "--store", "store", "--set", "score.frame=64"]
-    monkeypatch.setattr(sys, "argv", [*command, "--write"])
+    monkeypatch.setattr(quality, "TIMED", 8)
+    command = ["quality", "--data", str(tmp_path / "data"), "--store", "store", "--set", "score.frame=64", "--write"]
+    monkeypatch.setattr(sys, "argv", command)
     assert quality.main() == 0
+    printed = capsys.readouterr().out
+    assert "mini: " in printed
+    assert "s an image" in printed
+    assert "mini_batch: batch: images judged each other (carpet 9)" in printed
     table = pd.read_csv(tmp_path / "results" / "quality.csv")
     assert list(table) == list(COLUMNS)
     assert not table.duplicated(list(COLUMNS[:-1])).any()
     assert list(table["preset"].unique()) == list(PRESETS)
     assert set(table.loc[table["row"].str.startswith("oracle"), "preset"]) <= {"mini"}
     found = table.set_index(["category", "preset", "row", "metric"])["value"]
+    assert found["carpet", "mini_batch", "map", "n_batch"] == 9
+    assert "n_batch" not in set(table.loc[table["preset"] == "mini", "metric"])
     for preset in PRESETS:
         assert found["mean", preset, "end to end", "seconds"] > 0
         settings = ["--set", "score.frame=64", "--store", "store", "--out", preset]
@@ -70,11 +78,8 @@ def test_by_command_it_has_each_preset_with_its_runs_numbers(cli: Cli, tmp_path,
             for metric in METRICS:
                 assert found[row["category"], preset, row["step"], metric] == pytest.approx(row[metric], abs=1e-6)
 
-    monkeypatch.setattr(sys, "argv", [*command, "--preset", "mini_batch"])
-    capsys.readouterr()
-    assert quality.main() == 0
-    printed = capsys.readouterr().out
-    assert "mini_batch: " in printed
-    assert "s an image" in printed
-    assert "(+0.0)" in printed
-    assert "clip" not in printed
+    quality.show(table[table["preset"] == "mini_batch"], table)
+    shown = capsys.readouterr().out
+    assert shown.startswith("mini_batch\n")
+    assert "(+0.0)" in shown
+    assert "clip" not in shown
