@@ -193,18 +193,40 @@ class Segmenter:
         return self.predict_batch([image], object_name)[0]
 
     def predict_batch(self, images: Sequence[Photograph], object_name: str = "object") -> list[Prediction]:
-        """Segment images of one kind of object; a localiser that looks at batches compares them with each other."""
+        """Segment images of one kind of object; a localiser that looks at batches compares them with each other.
+
+        If they are too few for that, each is judged alone, or a ``ValueError`` says so where the localiser cannot.
+        """
         photographs = [_pixels(image) for image in images]
         looks = [self._look(each) for each in photographs]
         texts = self._parts.texts(object_name)[None] if self._parts.texts is not None else None
-        batch = self._batch(photographs)
-        found = []
-        for number, (photograph, look) in enumerate(zip(photographs, looks, strict=True)):
-            others = [{name: values[0] for name, values in looks[each].items()} for each in batch if each != number]
-            arrays, scores = self._parts.localiser.compare(self._parts.networks, look, texts, others)
-            mine = {name: values[0] for name, values in arrays.items()}
-            found.append(self._finish(photograph, mine, float(scores[0])))
-        return found
+        judges = {
+            number: self._parts.localiser.judge({name: values[0] for name, values in looks[number].items()})
+            for number in self._batch(photographs)
+        }
+        found, scores = [], []
+        for number, look in enumerate(looks):
+            others = [judge for each, judge in judges.items() if each != number]
+            arrays, own = self._parts.localiser.compare(self._parts.networks, look, texts, others)
+            found.append({name: values[0] for name, values in arrays.items()})
+            scores.append(float(own[0]))
+        known = self._rescored(list(judges), found, scores) if self._parts.localiser.rescores else scores
+        return [self._finish(*each) for each in zip(photographs, found, known, strict=True)]
+
+    def _rescored(
+        self, batch: Sequence[int], found: Sequence[Mapping[str, NDArray[Any]]], scores: Sequence[float]
+    ) -> list[float]:
+        """The scores once all are known: of the batch, and of any other image beside those of the batch."""
+        if not batch:
+            return list(scores)
+
+        def of(numbers: Sequence[int]) -> list[float]:
+            own = np.array([scores[number] for number in numbers], np.float32)
+            arrays = {name: np.stack([found[number][name] for number in numbers]) for name in found[0]}
+            return [float(each) for each in self._parts.localiser.rescore(own, arrays)]
+
+        known = dict(zip(batch, of(batch), strict=True))
+        return [known[number] if number in known else of([*batch, number])[-1] for number in range(len(scores))]
 
     def _batch(self, photographs: Sequence[NDArray[np.uint8]]) -> list[int]:
         """The images that judge the others, if that is the localiser's way; drawn by their digests, each once."""
@@ -213,6 +235,8 @@ class Segmenter:
             return []
         by_digest = {sha256(each.tobytes()).hexdigest(): number for number, each in enumerate(photographs)}
         if len(by_digest) < localiser.MIN_BATCH:
+            if localiser.ALONE:
+                return []
             raise ValueError(
                 f"{len(by_digest)} different images cannot judge each other; give predict_batch {localiser.MIN_BATCH} "
                 f"or more, or use a preset that looks at one image, such as mini"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -196,12 +196,11 @@ class ClipLocaliser(Localiser):
         return (self.image_side, *self.more_sides)
 
 
-class AprilGan(ClipLocaliser):
-    """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
+class LinearLayers(ClipLocaliser):
+    """What every localiser has whose CLIP tokens go through trained linear layers."""
 
     PLACES = ClipLocaliser.PLACES | {"adapter", "adapter_sha256", "adapter_trained_on"}
 
-    method: Literal["april_gan"] = "april_gan"
     adapter: str | None = Field(None, description="path of the trained linear layers, or a registered name")
     adapter_sha256: str | None = None
     adapter_trained_on: tuple[str, ...] = Field(
@@ -209,10 +208,16 @@ class AprilGan(ClipLocaliser):
     )
 
 
+class AprilGan(LinearLayers):
+    """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
+
+    method: Literal["april_gan"] = "april_gan"
+
+
 class Mutual(Localiser):
     """The images of a category judge each other, by the features of a frozen network (MuSc's mutual scoring)."""
 
-    LOOK = ("method", "backbone", "sides", "strides", "layers", "precision")
+    LOOK = ("method", "backbone", "sides", "strides", "layers", "grid", "precision")
 
     method: Literal["mutual"] = "mutual"
     backbone: str = Field(
@@ -226,7 +231,7 @@ class Mutual(Localiser):
         512, description="side of the square input in pixels, a multiple of the network's coarsest stride"
     )
     strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
-        (8, 16), min_length=1, max_length=4, description="levels that are compared, on the grid of the coarsest"
+        (8, 16), min_length=1, max_length=4, description="levels that are compared"
     )
     layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] | None = Field(
         None,
@@ -238,8 +243,30 @@ class Mutual(Localiser):
     neighbourhoods: tuple[Literal[1, 3, 5, 7, 9], ...] = Field(
         (1, 3, 5), min_length=1, max_length=5, description="sides, in cells, of the neighbourhoods that are averaged"
     )
+    grid: Annotated[Whole, Field(ge=4, le=1024)] | None = Field(
+        None,
+        description="cells along a side to which finer levels are pooled, while coarser ones keep their own; those of "
+        "the coarsest when absent",
+    )
+    descriptors: Literal["each", "mean"] = Field(
+        "each",
+        description="a distance for each neighbourhood (MuSc), or one of the mean of a cell's unit vectors over all of "
+        "them, which is less work",
+    )
+    reference_cells: Literal["all", "half"] = Field(
+        "all", description="cells of an image against which others are held: all (MuSc), or every second"
+    )
+    zero: Literal["none", "median"] = Field(
+        "none", description="the map is the distances (MuSc), or what they are above the median of the image"
+    )
     share: Annotated[Real, Field(gt=0.0, le=1.0)] = Field(
         0.3, description="of the other images, the nearest, over which a cell's distances are averaged"
+    )
+    rscin: tuple[Annotated[Whole, Field(ge=1, le=10_000)], ...] = Field(
+        (),
+        max_length=10,
+        description="numbers of most similar images, itself among them, over which an image's own score "
+        "(score.image_score=clip) is averaged (MuSc's RsCIN: 1, 2, 3); not at all when empty",
     )
     references: Whole = Field(
         100, ge=8, le=10_000, description="most images that judge the others, drawn by their digests"
@@ -259,6 +286,23 @@ class Mutual(Localiser):
     def sides(self) -> tuple[int, ...]:
         """The side of the square input."""
         return (self.image_side,)
+
+
+class Fused(LinearLayers):
+    """APRIL-GAN's map, and that of a batch whose images judge each other."""
+
+    method: Literal["fused"] = "fused"
+    keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
+    batch: Mutual = Mutual()
+    weight: Fraction = Field(0.5, description="of the batch's map; that of the single image has the rest")
+
+    def key_options(self) -> dict[str, Any]:
+        """The options that are part of the key."""
+        return super().key_options() | {"batch": self.batch.key_options()}
+
+    def look_options(self) -> dict[str, Any]:
+        """The options that are part of the key of what is seen before a word is said."""
+        return super().look_options() | {"batch": self.batch.look_options()}
 
 
 class ThresholdConfig(Section):
@@ -444,7 +488,8 @@ def _named(default: str) -> Discriminator:
 
 
 LocaliseConfig = Annotated[
-    Annotated[AprilGan, Tag("april_gan")] | Annotated[Mutual, Tag("mutual")], _named("april_gan")
+    Annotated[AprilGan, Tag("april_gan")] | Annotated[Mutual, Tag("mutual")] | Annotated[Fused, Tag("fused")],
+    _named("april_gan"),
 ]
 RefineConfig = Annotated[Annotated[Cps, Tag("cps")] | Annotated[Unrefined, Tag("none")], _named("cps")]
 
@@ -454,6 +499,13 @@ def of_clip(localise: Localiser) -> ClipLocaliser:
     if not isinstance(localise, ClipLocaliser):
         raise ConfigError(f"localise.method is '{localise.method}', which has no CLIP model; use april_gan")
     return localise
+
+
+def of_features(localise: Localiser) -> tuple[str, Mutual]:
+    """The options of a localiser that asks a network of features, and where they are."""
+    if isinstance(localise, Fused):
+        return "localise.batch", localise.batch
+    return "localise", cast("Mutual", localise)
 
 
 def methods_of(field: FieldInfo) -> dict[str, type[Section]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cascade.configs.loader import parse_override, validate
-from cascade.configs.schema import Experiment, TrainConfig, of_clip
+from cascade.configs.schema import AprilGan, Experiment, TrainConfig
 from cascade.configs.settings import Settings
 from cascade.flows.engines.evaluate import plan_stage, run_stage
 from cascade.flows.engines.local import execute_locally
@@ -54,7 +54,10 @@ def train_april_gan(
     require_writable(out.parent)
     if out.exists():
         raise ConfigError(f"--out {out}: is there already; choose another name, or move it away")
-    of_clip(experiment.localise)
+    if not isinstance(experiment.localise, AprilGan):
+        raise ConfigError(
+            f"localise.method is '{experiment.localise.method}'; linear layers are trained with april_gan"
+        )
     machine = settings or Settings()
     folder = (store or machine.store).resolve()
     images = read_images(experiment, folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +13,15 @@ from numpy.typing import NDArray
 from cascade.configs.schema import of_clip
 from cascade.localisers.protocol import AnomalyMap
 from cascade.storage.artefacts import ArraySpec, Artefact
+from cascade.storage.datasets import ImageRecord
 from cascade.tasks import tokens
 from cascade.tasks.execution.threads import Write, written_behind
-from cascade.tasks.stage import Run, Stage, StageItem, localised_items, require_finite
+from cascade.tasks.stage import Run, Stage, StageItem, localised_id, localised_items, require_finite
 from cascade.tasks.words import text_features
 
 if TYPE_CHECKING:
+    import torch
+
     from cascade.frames import Size
     from cascade.localisers.protocol import Networks
 
@@ -46,10 +51,10 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     from cascade.tasks.execution.networks import networks_of
 
     localiser, networks = run.localiser, networks_of(run.experiment, run.weights)
-    if localiser.SCOPE == "batch":
-        _judge(run, items, networks, artefact)
-        return
     texts = text_features(run, {run.words(item.record) for item in items}) if localiser.WORDS else {}
+    if localiser.SCOPE == "batch":
+        _judge(run, items, networks, texts, artefact)
+        return
     looked = tokens.kept(run, items) if tokens.TOKENS.applies(run) else tokens.looked_at(run, items)
     with written_behind(artefact) as write:
         for batch, looks in looked:
@@ -59,15 +64,18 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
                 _keep(write, item, {name: values[index] for name, values in found.items()}, scores[index])
 
 
-def _judge(run: Run, items: Sequence[StageItem], networks: Networks, artefact: Artefact) -> None:
-    """Let the batch of each category judge its images, one at a time."""
+def _judge(
+    run: Run, items: Sequence[StageItem], networks: Networks, texts: Mapping[str, torch.Tensor], artefact: Artefact
+) -> None:
+    """Let the batch of each category, if there is one, judge its images, one at a time."""
     with written_behind(artefact) as write:
         for category in sorted({item.record.category for item in items}):
-            batch = tokens.references(run, run.batches[category].images)
+            batch = tokens.references(run, run.batches[category].images) if category in run.batches else {}
             mine = [item for item in items if item.record.category == category]
             for (item, *_), look in tokens.kept(run, mine, at_once=1):
                 others = [each for image, each in batch.items() if image != item.record.image_id]
-                found, scores = run.localiser.compare(networks, look, None, others)
+                text = texts[run.words(item.record)][None] if texts else None
+                found, scores = run.localiser.compare(networks, look, text, others)
                 _keep(write, item, {name: values[0] for name, values in found.items()}, scores[0])
 
 
@@ -83,14 +91,31 @@ class Maps:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._artefact = LOCALISE.artefact(run)
+        self._known: dict[tuple[str, ...], list[float]] = {}
+        self._lock = Lock()
 
     def of(self, item: str, size: Size) -> AnomalyMap:
         """The map of an item in a frame of ``size`` (height, width) that spans the image."""
         return self._run.localiser.map_of(self._artefact.read(item).arrays, size)
 
-    def image_score(self, item: str) -> float:
-        """The localiser's own score of an image."""
-        return float(self._artefact.record(item)["image_score"])
+    def image_score(self, record: ImageRecord) -> float:
+        """The localiser's own score of an image, once those of its batch, if there is one, are known."""
+        item, batch = localised_id(self._run, record), self._run.batches.get(record.category)
+        score = float(self._artefact.record(item)["image_score"])
+        if batch is None or not self._run.localiser.rescores:
+            return score
+        items = [localised_id(self._run, replace(record, image_id=image)) for image in batch.images]
+        items = items if item in items else [*items, item]
+        return self._rescored(tuple(items))[items.index(item)]
+
+    def _rescored(self, items: tuple[str, ...]) -> list[float]:
+        with self._lock:
+            if items not in self._known:
+                read = [self._artefact.read(item) for item in items]
+                scores = np.array([each.record["image_score"] for each in read], np.float32)
+                arrays = {name: np.stack([each.arrays[name] for each in read]) for name in read[0].arrays}
+                self._known[items] = self._run.localiser.rescore(scores, arrays).tolist()
+            return self._known[items]
 
 
 LOCALISE = Stage(

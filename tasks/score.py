@@ -83,7 +83,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
 
     def scored(item: StageItem) -> _Scored:
         found, steps = pixels(item), len(run.refiner.STEPS)
-        score = maps.image_score(localised_id(run, item.record))
+        score = maps.image_score(item.record)
         stored, record = _compared(run, item.record, found.scores, found.segments, score)
         no_prompt = refines(run) and found.masks is None
         record |= {"no_prompt": no_prompt, "chosen": [None, *_choices(found.masks, steps)]}

@@ -101,7 +101,7 @@ def kept(run: Run, items: Sequence[StageItem], at_once: int | None = None) -> Lo
 
 
 def references(run: Run, images: Sequence[str]) -> dict[str, Mapping[str, torch.Tensor]]:
-    """What was seen in the images that judge others, by image id, as float32 on the run's device."""
+    """What the images that judge others are to them, by image id, as float32 on the run's device."""
     import torch
 
     from cascade.tasks.execution.networks import device_of
@@ -109,7 +109,9 @@ def references(run: Run, images: Sequence[str]) -> dict[str, Mapping[str, torch.
     device, artefact = device_of(run.experiment.runtime), TOKENS.artefact(run)
     read = read_ahead(images, lambda image: artefact.read(image).arrays)
     return {
-        image: {name: torch.from_numpy(values).to(device).float() for name, values in arrays.items()}
+        image: run.localiser.judge(
+            {name: torch.from_numpy(values).to(device).float() for name, values in arrays.items()}
+        )
         for image, arrays in read
     }
 

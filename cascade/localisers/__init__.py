@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import import_module
 from typing import cast
 
@@ -15,6 +14,5 @@ def localiser_class(name: str) -> type[Localiser]:
 
 
 def make_localiser(name: str, options: object) -> Localiser:
-    """The method of a name, with those attributes of ``options`` that it has fields for."""
-    chosen = localiser_class(name)
-    return chosen(**{field.name: getattr(options, field.name) for field in fields(chosen)})  # type: ignore[arg-type]
+    """The method of a name, of ``options`` that have them as attributes."""
+    return localiser_class(name).of(options)

@@ -5,14 +5,15 @@ another batch gives another one.
 
 Source: Li et al., "MuSc: Zero-Shot Industrial Anomaly Classification and Segmentation with Mutual Scoring of the
 Unlabeled Images", ICLR 2024, and its public code (``_LNAMD.py``, ``_MSM.py``), on the levels of a frozen network of
-features in place of the blocks of a vision transformer. Levels of several strides are brought to one grid.
+features, which may be the blocks of a vision transformer. ``descriptors``, ``reference_cells`` and ``zero`` are not of
+MuSc.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
     from cascade.frames import Size
+
+LEVELS = ("level_", "layer_")
+"""How the names of what is seen begin."""
 
 _LARGEST = 2.0
 """Distance of two unit vectors that point away from each other."""
@@ -36,12 +40,19 @@ class Mutual(Localiser):
         sides: of the square input in pixels, one.
         strides: of the levels that are compared.
         layers: the levels that are compared, counted from 1, in place of those of ``strides``.
+        grid: cells along a side to which finer levels are pooled, while coarser ones keep their own; those of the
+            coarsest if ``None``.
         neighbourhoods: r, odd; a cell is averaged with its r x r neighbourhood.
+        descriptors: a distance for each r, or one of the mean of a cell's unit vectors over all r.
+        reference_cells: of the images that judge, every cell or every second, as on a chessboard.
+        zero: distances as they are, or less the median of the image and 0 below.
         share: of the other images, the nearest, over which distances are averaged.
+        rscin: how many most similar images an image's score is averaged over; see ``cascade.scoring.rscin``. Not at
+            all if empty.
         references: most images that judge another.
     """
 
-    VERSION = 1
+    VERSION = 2
     ROLES = ("features",)
     SCOPE = "batch"
     MIN_BATCH = 8
@@ -49,8 +60,13 @@ class Mutual(Localiser):
     sides: tuple[int, ...]
     strides: tuple[int, ...]
     layers: tuple[int, ...] | None
+    grid: int | None
     neighbourhoods: tuple[int, ...]
+    descriptors: Literal["each", "mean"]
+    reference_cells: Literal["all", "half"]
+    zero: Literal["none", "median"]
     share: float
+    rscin: tuple[int, ...]
     references: int
 
     def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
@@ -60,7 +76,7 @@ class Mutual(Localiser):
         return [torch.from_numpy(square).permute(2, 0, 1).float() / 127.5 - 1 for square in squares]
 
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """[B, C, grid, grid] by level, each normalised over an image, on the grid of the coarsest.
+        """[B, C, side, side] by level, each normalised over an image.
 
         A level is called ``level_<stride>``, or ``layer_<number>`` where ``layers`` are chosen.
         """
@@ -68,18 +84,27 @@ class Mutual(Localiser):
         from torch.nn import functional
 
         with torch.inference_mode():
-            chosen, grid = self._chosen(networks), self._grid(networks)
+            chosen, sides = self._chosen(networks), self._sides(networks)
             found = {}
             levels = networks.features()(inputs[0], list(chosen.values()))
             for name, level in zip(chosen, levels, strict=True):
                 normed = functional.layer_norm(level, level.shape[1:])
-                found[name] = functional.adaptive_avg_pool2d(normed, grid)
+                found[name] = functional.adaptive_avg_pool2d(normed, sides[name])
         return found
 
     def look_arrays(self, networks: Networks) -> dict[str, Kept]:
         """The levels as float16."""
-        channels, grid = networks.features().channels, self._grid(networks)
-        return {name: Kept((channels[level], grid, grid), "float16") for name, level in self._chosen(networks).items()}
+        channels, sides = networks.features().channels, self._sides(networks)
+        return {
+            name: Kept((channels[level], sides[name], sides[name]), "float16")
+            for name, level in self._chosen(networks).items()
+        }
+
+    def judge(self, look: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """``look`` itself, or [cells, C] by level if each level has one descriptor."""
+        if self.descriptors == "each":
+            return look
+        return {name: self._reference(level[None], self.neighbourhoods) for name, level in look.items()}
 
     def compare(
         self,
@@ -88,33 +113,68 @@ class Mutual(Localiser):
         texts: torch.Tensor | None,
         others: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
-        """``distance`` [1, grid, grid] float32 in [0, 1], of one image to the ``others``; its largest is the score."""
+        """``distance`` [1, side, side] float32 in [0, 1], of one image to the ``others``; its largest is the score.
+
+        With ``rscin`` also ``pooled`` [1, C], the mean of the deepest level that is compared.
+        """
         import torch
 
         nearest = max(1, int(self.share * len(others)))
-        total = torch.zeros((), device=networks.device)
+        side = max(level.shape[-1] for level in looks.values())
+        total = torch.zeros((1, 1, side, side), device=networks.device)
+        sets = [self.neighbourhoods] if self.descriptors == "mean" else [(r,) for r in self.neighbourhoods]
         with torch.inference_mode():
             for name, level in looks.items():
-                for r in self.neighbourhoods:
-                    cells = _cells(level, r)
-                    distances = [_to_nearest(cells, _cells(other[name][None], r)) for other in others]
-                    total = total + torch.stack(distances).sort(dim=0).values[:nearest].mean(dim=0)
-            mean = total / (len(looks) * len(self.neighbourhoods) * _LARGEST)
-        distance = mean.reshape(1, *next(iter(looks.values())).shape[2:]).cpu().numpy()
-        return {"distance": distance}, distance.max(axis=(1, 2))
+                for own in sets:
+                    cells = _cells(level, own)
+                    judges = (
+                        each[name] if self.descriptors == "mean" else self._reference(each[name][None], own)
+                        for each in others
+                    )
+                    distances = torch.stack([_to_nearest(cells, judge) for judge in judges])
+                    mean = distances.sort(dim=0).values[:nearest].mean(dim=0)
+                    total = total + _resized(mean.reshape(1, 1, *level.shape[2:]), (side, side))
+            distance = total[:, 0] / (len(looks) * len(sets) * _LARGEST)
+            if self.zero == "median":
+                distance = (distance - distance.median()).clamp(min=0)
+        values = distance.cpu().numpy()
+        found = {"distance": values}
+        if self.rscin:
+            found["pooled"] = looks[self._deepest()].mean(dim=(2, 3)).float().cpu().numpy()
+        return found, values.max(axis=(1, 2))
+
+    @property
+    def rescores(self) -> bool:
+        """With ``rscin``."""
+        return bool(self.rscin)
+
+    def rescore(self, scores: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
+        """MuSc's RsCIN, with ``pooled`` in place of a class token."""
+        from cascade.scoring import rscin
+
+        return rscin(scores, arrays["pooled"], self.rscin)
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
-        """``distance`` [grid, grid] float32."""
-        return {"distance": Kept((self._grid(networks),) * 2, "float32")}
+        """``distance`` [side, side] float32, on the grid of the finest level that is compared; ``pooled`` [C]."""
+        kept = {"distance": Kept((max(self._sides(networks).values()),) * 2, "float32")}
+        if self.rscin:
+            kept["pooled"] = Kept((networks.features().channels[self._chosen(networks)[self._deepest()]],), "float32")
+        return kept
 
     def map_of(self, arrays: Mapping[str, NDArray[Any]], size: Size) -> AnomalyMap:
         """The distances, bilinearly with aligned corners."""
         import torch
-        from torch.nn import functional
 
-        grid = torch.from_numpy(arrays["distance"])[None, None]
-        values = functional.interpolate(grid, size, mode="bilinear", align_corners=True)[0, 0].numpy()
+        values = _resized(torch.from_numpy(arrays["distance"])[None, None], size)[0, 0].numpy()
         return AnomalyMap(values, values)
+
+    def _reference(self, level: torch.Tensor, neighbourhoods: Sequence[int]) -> torch.Tensor:
+        """[n, C] unit vectors of [1, C, side, side], against which other images are held."""
+        cells = _cells(level, neighbourhoods)
+        if self.reference_cells == "all":
+            return cells
+        side = level.shape[-1]
+        return cells.reshape(side, side, -1)[_chessboard(side)]
 
     def _chosen(self, networks: Networks) -> dict[str, int]:
         """The levels that are compared, by name; of several levels of a stride, the last."""
@@ -123,17 +183,43 @@ class Mutual(Localiser):
         last = {stride: level for level, stride in enumerate(networks.features().strides)}
         return {f"level_{stride}": last[stride] for stride in self.strides}
 
-    def _grid(self, networks: Networks) -> int:
+    def _deepest(self) -> str:
+        return f"layer_{max(self.layers)}" if self.layers is not None else f"level_{max(self.strides)}"
+
+    def _sides(self, networks: Networks) -> dict[str, int]:
+        """Cells along a side, by level."""
         strides = networks.features().strides
-        return self.sides[0] // max(strides[level] for level in self._chosen(networks).values())
+        own = {name: self.sides[0] // strides[level] for name, level in self._chosen(networks).items()}
+        finest = self.grid or min(own.values())
+        return {name: min(finest, side) for name, side in own.items()}
 
 
-def _cells(level: torch.Tensor, r: int) -> torch.Tensor:
-    """[grid², C] unit vectors of [1, C, grid, grid]: the mean of each r x r neighbourhood, zeros beyond the edge."""
+def _cells(level: torch.Tensor, neighbourhoods: Sequence[int]) -> torch.Tensor:
+    """[side², C] unit vectors of [1, C, side, side]: the mean of each r x r neighbourhood, zeros beyond the edge.
+
+    Of several r, the mean of their unit vectors is one again.
+    """
     from torch.nn import functional
 
-    pooled = functional.avg_pool2d(level, r, stride=1, padding=r // 2)
-    return functional.normalize(pooled[0].flatten(1).T, dim=1)
+    vectors = [
+        functional.normalize(functional.avg_pool2d(level, r, stride=1, padding=r // 2)[0].flatten(1).T, dim=1)
+        for r in neighbourhoods
+    ]
+    return vectors[0] if len(vectors) == 1 else functional.normalize(sum(vectors[1:], vectors[0]), dim=1)
+
+
+def _chessboard(side: int) -> torch.Tensor:
+    """Every second cell, bool [side, side]."""
+    import torch
+
+    rows = torch.arange(side)
+    return (rows[:, None] + rows) % 2 == 0
+
+
+def _resized(grid: torch.Tensor, size: Size) -> torch.Tensor:
+    from torch.nn import functional
+
+    return functional.interpolate(grid, size, mode="bilinear", align_corners=True)
 
 
 def _to_nearest(cells: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,7 @@ class Localiser(ABC):
         SCOPE: whether an image is judged alone, or by the other images of its category (``batch``), at most
             ``references`` of them; what is seen in them has to be kept then.
         MIN_BATCH: fewest images that judge each other.
+        ALONE: whether an image of a smaller batch can be judged alone.
         WORDS: whether it is asked in words, and so given text features.
         STEP: name of the map's row in the tables.
         sides: of the squares, in pixels, to which a photograph is scaled for it.
@@ -109,10 +110,16 @@ class Localiser(ABC):
     ROLES: ClassVar[tuple[str, ...]] = ()
     SCOPE: ClassVar[Literal["image", "batch"]] = "image"
     MIN_BATCH: ClassVar[int] = 1
+    ALONE: ClassVar[bool] = False
     WORDS: ClassVar[bool] = False
     STEP: ClassVar[str] = "map"
     sides: tuple[int, ...]
     references: int = 0
+
+    @classmethod
+    def of(cls, options: object) -> Self:
+        """The method with those attributes of ``options`` that it has fields for."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})  # type: ignore[arg-type]
 
     @abstractmethod
     def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
@@ -125,6 +132,10 @@ class Localiser(ABC):
     @abstractmethod
     def look_arrays(self, networks: Networks) -> dict[str, Kept]:
         """The arrays of ``look`` for one image, as they are kept if they are kept."""
+
+    def judge(self, look: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What an image that judges others is to them, made once: of what ``look`` returned for it, [...] by name."""
+        return look
 
     @abstractmethod
     def compare(
@@ -140,9 +151,18 @@ class Localiser(ABC):
             networks: see there.
             looks: what ``look`` returned, on the networks' device.
             texts: [B, D, 2] unit columns, normal and abnormal; ``None`` unless ``WORDS``.
-            others: what ``look`` returned for the images that judge this one, [...] by name; B is 1 then, and the image
-                is not among them. Empty unless ``SCOPE`` is ``batch``.
+            others: what ``judge`` returned for the images that judge this one; B is 1 then, and the image is not among
+                them. Empty unless ``SCOPE`` is ``batch``, and where an image is judged ``ALONE``.
         """
+
+    @property
+    def rescores(self) -> bool:
+        """Whether the scores of a batch's images change each other, once all are known."""
+        return False
+
+    def rescore(self, scores: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
+        """The image scores [N] in [0, 1] of a batch, from those of ``compare`` and what it kept, [N, ...] by name."""
+        return scores
 
     @abstractmethod
     def arrays(self, networks: Networks) -> dict[str, Kept]:

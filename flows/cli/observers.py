@@ -39,6 +39,8 @@ class RunObserver(CommandObserver):
                 told = ", ".join(f"'{words}'" for words in dict.fromkeys(each.images.words.values()))
                 self.say(f"CLIP is told: {plain(told)}")
             show_problems(self.console, each.images.report.warnings)
+            for line in each.alone:
+                self.say(f"[yellow]warning[/yellow] {plain(line)}")
 
 
 class AblationObserver(CommandObserver):

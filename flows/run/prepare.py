@@ -30,7 +30,23 @@ class Prepared:
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line each; those of a kind beyond the first few are counted."""
-        return lines_of(self.images.report.warnings)
+        return (*lines_of(self.images.report.warnings), *self.alone)
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """A line for each category that is too small for a batch, so that its images are judged alone."""
+        if self.run.localiser.SCOPE != "batch":
+            return ()
+        images = {
+            name: {record.image_id for record in self.run.manifest if record.category == name}
+            for name in self.run.manifest.categories
+        }
+        return tuple(
+            f"{category}: {len(own)} different images are too few to judge each other ({self.run.localiser.MIN_BATCH} "
+            f"needed); each is judged alone"
+            for category, own in images.items()
+            if category not in self.run.batches
+        )
 
 
 def prepare(
@@ -65,20 +81,21 @@ def batches_for(experiment: Experiment, manifest: Manifest) -> dict[str, Batch]:
     """The images that judge the others; none unless the localiser looks at batches.
 
     Raises:
-        DataError: a category has too few images to judge each other.
+        DataError: a category has too few images to judge each other, and the localiser judges none alone.
     """
     localiser = make_localiser(experiment.localise.method, experiment.localise)
     if localiser.SCOPE != "batch":
         return {}
     batches = batches_of(manifest, localiser.references)
-    for category, batch in batches.items():
-        if len(batch.images) < localiser.MIN_BATCH:
+    small = {name: batch for name, batch in batches.items() if len(batch.images) < localiser.MIN_BATCH}
+    for category, batch in small.items():
+        if not localiser.ALONE:
             raise DataError(
                 f"{category}: {len(batch.images)} different images cannot judge each other; localise.method "
                 f"'{experiment.localise.method}' needs {localiser.MIN_BATCH} in each category: add images, leave the "
                 f"category out (dataset.exclude), or use a method that looks at one image, such as that of preset mini"
             )
-    return batches
+    return {name: batch for name, batch in batches.items() if name not in small}
 
 
 def require_metrics(manifest: Manifest, purpose: str) -> None:

@@ -30,7 +30,15 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.schema import ClipLocaliser, Experiment, LocaliseConfig, Mutual, RuntimeConfig, of_clip
+from cascade.configs.schema import (
+    ClipLocaliser,
+    Experiment,
+    LocaliseConfig,
+    Mutual,
+    RuntimeConfig,
+    of_clip,
+    of_features,
+)
 from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
 from cascade.storage.weights import SHIPPED_FOLDER, LocatedWeights, locate
@@ -121,9 +129,9 @@ class Networks:
 
     def features(self) -> Features:
         """The frozen network of features. Raises ``ConfigError`` if options do not fit it."""
-        located, options = self.weights["features"], cast("Mutual", self.config)
-        check_levels(options)
-        network = _features(options.backbone, located.path, located.sha256, options.image_side, self.device)
+        located, (place, options) = self.weights["features"], of_features(self.config)
+        check_levels(place, options)
+        network = _features(place, options.backbone, located.path, located.sha256, options.image_side, self.device)
         return cast("Features", network)
 
     def trained(
@@ -178,27 +186,27 @@ def trunk_state(name: str) -> dict[str, torch.Tensor]:
     return read_state(located.path, located.sha256)
 
 
-def check_levels(localise: Mutual) -> None:
+def check_levels(place: str, localise: Mutual) -> None:
     """Raise ``ConfigError`` if a network of features is none, lacks a level, or cannot cut up its input."""
     name = localise.backbone
     try:
         strides = STRIDES if name == PACKAGED_FEATURES else levels_of(name)[1]
     except Unsuitable as error:
-        raise ConfigError(f"localise.backbone: {error}") from error
+        raise ConfigError(f"{place}.backbone: {error}") from error
     coarsest = max(strides)
     if localise.image_side % coarsest:
         below = localise.image_side // coarsest * coarsest
         raise ConfigError(
-            f"localise.image_side {localise.image_side}: must be a multiple of the coarsest stride of {name}, "
+            f"{place}.image_side {localise.image_side}: must be a multiple of the coarsest stride of {name}, "
             f"{coarsest}; for example {below} or {below + coarsest}"
         )
     if localise.layers is not None:
         if max(localise.layers) > len(strides):
-            raise ConfigError(f"localise.layers {list(localise.layers)}: {name} has levels 1 to {len(strides)}")
+            raise ConfigError(f"{place}.layers {list(localise.layers)}: {name} has levels 1 to {len(strides)}")
     elif not set(localise.strides) <= set(strides):
         raise ConfigError(
-            f"localise.strides {list(localise.strides)}: the levels of {name} have strides "
-            f"{', '.join(map(str, sorted(set(strides))))}; choose among them, or choose levels by localise.layers "
+            f"{place}.strides {list(localise.strides)}: the levels of {name} have strides "
+            f"{', '.join(map(str, sorted(set(strides))))}; choose among them, or choose levels by {place}.layers "
             f"(1 to {len(strides)})"
         )
 
@@ -275,14 +283,14 @@ def _clip(
 
 
 @lru_cache(maxsize=1)
-def _features(backbone: str, path: Path, sha256: str, side: int, device: torch.device) -> nn.Module:
+def _features(place: str, backbone: str, path: Path, sha256: str, side: int, device: torch.device) -> nn.Module:
     try:
         if backbone == PACKAGED_FEATURES:
             return Trunk(read_state(path, sha256)).to(device)
         check_side(backbone, side)  # before the weights are read
         network = TimmNetwork(backbone, read_state(path, sha256), side)
     except Unsuitable as error:
-        raise ConfigError(f"localise.image_side {side}: {error}") from error
+        raise ConfigError(f"{place}.image_side {side}: {error}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     require_finite(network, path)

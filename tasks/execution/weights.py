@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from cascade.configs.schema import AprilGan, Experiment, of_clip
+from cascade.configs.schema import Experiment, LinearLayers, of_clip, of_features
 from cascade.localisers import localiser_class
 from cascade.refiners import refiner_class
 from cascade.storage.errors import ConfigError, PipelineError, WeightsError, nearest
@@ -80,28 +80,28 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 
 def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
-    localise = cast(AprilGan, experiment.localise)
+    localise = cast(LinearLayers, experiment.localise)
     name = localise.adapter or _SHIPPED_ADAPTERS.get(localise.backbone)
     if name is None:
         raise ConfigError(
-            f"localise.adapter: april_gan on {localise.backbone} needs trained linear layers; "
+            f"localise.adapter: {localise.method} on {localise.backbone} needs trained linear layers; "
             f"make them with `cascade train april_gan --dataset PATH`, or give the path of a checkpoint"
         )
     return locate(name, folder=folder, sha256=localise.adapter_sha256)
 
 
 def _locate_features(experiment: Experiment, folder: Path) -> LocatedWeights:
-    localise = experiment.localise
+    place, localise = of_features(experiment.localise)
     if localise.weights is None and localise.backbone != PACKAGED_FEATURES:
         from cascade.backbones.features.timm_network import Unsuitable, require_name  # brings torch along
 
         try:
             require_name(localise.backbone)
         except Unsuitable as error:
-            raise ConfigError(f"localise.backbone: {error}; {PACKAGED_FEATURES} needs no weights") from error
+            raise ConfigError(f"{place}.backbone: {error}; {PACKAGED_FEATURES} needs no weights") from error
         raise ConfigError(
-            f"localise.backbone: '{localise.backbone}' of timm has no weights here, and none are downloaded; give its "
-            f"checkpoint by localise.weights=PATH, or use {PACKAGED_FEATURES}"
+            f"{place}.backbone: '{localise.backbone}' of timm has no weights here, and none are downloaded; give its "
+            f"checkpoint by {place}.weights=PATH, or use {PACKAGED_FEATURES}"
         )
     return locate(localise.weights or PACKAGED_FEATURES, folder=folder, sha256=localise.sha256)
 

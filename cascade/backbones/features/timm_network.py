@@ -142,15 +142,17 @@ def _intermediates(network: nn.Module, images: torch.Tensor, levels: Sequence[in
 def _load(network: nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
     told: Any = network.pretrained_cfg
     classifiers = (told["classifier"],) if isinstance(told["classifier"], str) else tuple(told["classifier"] or ())
+    heads = tuple(f"{classifier}." for classifier in classifiers)
     weights = {
         key: value.float() if value.is_floating_point() else value
         for key, value in state.items()
-        if not key.startswith(tuple(f"{classifier}." for classifier in classifiers))
+        if not key.startswith(heads)
     }
     translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         if weights.keys() != network.state_dict().keys() and translate is not None:
-            weights = translate(weights, network)
+            translated = translate(weights, network)  # a CLIP's projection becomes a classifier
+            weights = {key: value for key, value in translated.items() if not key.startswith(heads)}
         network.load_state_dict(weights)
     except Exception as error:  # what timm translates may be of any form, and goes wrong in as many ways
         raise ValueError(f"does not fit '{name}' of timm ({' '.join(str(error).split())[:200]})") from error

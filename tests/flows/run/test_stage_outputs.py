@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from cascade.configs.schema import Experiment
+from cascade.configs.schema import Experiment, Mutual
 from cascade.tasks.execution import networks
 from tests.stages import NAMES, Desk, Digest, deviations, differ, distances
 
@@ -120,8 +120,22 @@ WITHOUT_CASE = {
     "localise.keep": "what is kept beside the output; compared in test_evaluate.py",
     "localise.batch_size": "how many at a time",
     **dict.fromkeys(
-        ("localise.strides", "localise.neighbourhoods", "localise.share", "localise.references"),
+        (
+            "localise.strides",
+            "localise.grid",
+            "localise.neighbourhoods",
+            "localise.descriptors",
+            "localise.reference_cells",
+            "localise.zero",
+            "localise.share",
+            "localise.rscin",
+            "localise.references",
+        ),
         "of mutual alone; compared in test_mutual.py",
+    ),
+    "localise.weight": "of fused alone; compared in test_fused.py",
+    **dict.fromkeys(
+        (f"localise.batch.{name}" for name in Mutual.model_fields), "of mutual; compared in test_mutual.py"
     ),
     "refine.method": "each method has options of its own",
     "refine.batch_size": "how many at a time",

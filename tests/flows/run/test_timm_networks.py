@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import open_clip
 import pandas as pd
 import pytest
 import timm
@@ -15,6 +16,7 @@ from timm.data import resolve_model_data_config
 from torch.nn import functional
 from torchvision.transforms import functional as vision
 
+from cascade.backbones.clip.backbone import build_clip, image_tokens
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
 from cascade.flows.generate import generate_dataset
@@ -59,6 +61,9 @@ def settings_of(backbone: str, weights: Path | None, *more: str) -> list[str]:
         "runtime.device=cpu",
         f"localise.image_side={SIDE}",
         f"localise.backbone={backbone}",
+        "localise.method=mutual",
+        "localise.strides=[8,16]",
+        "localise.grid=null",
         *own,
         *more,
     ]
@@ -134,6 +139,28 @@ def test_registers_are_no_cells_and_rotary_positions_take_any_side() -> None:
             torch.testing.assert_close(found[0 if block == 11 else 1], cells, atol=1e-4, rtol=1e-4)
     assert [tuple(each.shape) for each in prefixed] == [(1, 5, 384)] * 2
     assert found[0].shape == (1, 384, 6, 6)
+
+
+def test_a_clip_of_open_clip_is_read_and_its_blocks_are_those_of_its_tower() -> None:
+    from cascade.backbones.features.timm_network import TimmNetwork
+
+    config = {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 224, "layers": 10, "width": 256, "head_width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 20, "width": 32, "heads": 2, "layers": 1},
+    }
+    side = 224
+    torch.manual_seed(4)
+    state = open_clip.CLIP(**config).state_dict()
+    clip = build_clip(config, state, side, quick_gelu=False)
+    ours = TimmNetwork("vit_xsmall_patch16_clip_224", state, side)
+    image = torch.rand(1, 3, side, side) * 2 - 1
+    normalised = ((image + 1) / 2 - ours.mean) / ours.std
+    with torch.inference_mode():
+        tokens = image_tokens(clip, normalised, (3, 10)).blocks
+        for found, block in zip(ours(image, [2, 9]), tokens, strict=True):
+            expected = block[:, 1:].transpose(1, 2).reshape(found.shape)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_file_as_the_authors_of_dinov2_name_it_is_read(
