@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,34 +62,6 @@ def image_scores(
         "top": top,
         "clip+top": [(localiser_score + own) / 2 for own in top],
     }
-
-
-def rscin(
-    scores: NDArray[np.floating[Any]], features: NDArray[np.floating[Any]], neighbours: Sequence[int]
-) -> NDArray[np.float64]:
-    """Image scores averaged over the most similar images: MuSc's RsCIN (Li et al., ICLR 2024, ``RsCIN.py``).
-
-    Args:
-        scores: [N].
-        features: [N, D], one vector for each image.
-        neighbours: how many images, itself the first of them, an image is averaged over, by cosine; the result is the
-            mean over these numbers.
-
-    Returns:
-        [N] in [0, 1], the smallest and the largest of ``scores`` being 0 and 1.
-    """
-    spread = float(scores.max() - scores.min())
-    scaled = (scores.astype(np.float64) - scores.min()) / (spread or 1.0)
-    unit = features.astype(np.float64)
-    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-    similarity = unit @ unit.T
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    found = np.zeros(len(scaled))
-    for number in neighbours:
-        nearest = order[:, :number]
-        weights = np.take_along_axis(similarity, nearest, axis=1)
-        found += (weights * scaled[nearest]).sum(axis=1) / weights.sum(axis=1)
-    return found / len(neighbours)
 
 
 def top_mean(scores: NDArray[np.float16], share: float) -> float:

@@ -47,7 +47,7 @@ class Mutual(Localiser):
         reference_cells: of the images that judge, every cell or every second, as on a chessboard.
         zero: distances as they are, or less the median of the image and 0 below.
         share: of the other images, the nearest, over which distances are averaged.
-        rscin: how many most similar images an image's score is averaged over; see ``cascade.scoring.rscin``. Not at
+        rscin: how many most similar images an image's score is averaged over; see :func:`rscin`. Not at
             all if empty.
         references: most images that judge another.
     """
@@ -150,8 +150,6 @@ class Mutual(Localiser):
 
     def rescore(self, scores: NDArray[np.float32], arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
         """MuSc's RsCIN, with ``pooled`` in place of a class token."""
-        from cascade.scoring import rscin
-
         return rscin(scores, arrays["pooled"], self.rscin)
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
@@ -226,6 +224,34 @@ def _to_nearest(cells: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """[n] Euclidean distance of each unit vector to the nearest of the others."""
     cosine = (cells @ others.T).amax(dim=1)
     return (2 - 2 * cosine).clamp(min=0).sqrt()
+
+
+def rscin(
+    scores: NDArray[np.floating[Any]], features: NDArray[np.floating[Any]], neighbours: Sequence[int]
+) -> NDArray[np.float64]:
+    """Image scores averaged over the most similar images: MuSc's RsCIN (Li et al., ICLR 2024, ``RsCIN.py``).
+
+    Args:
+        scores: [N].
+        features: [N, D], one vector for each image.
+        neighbours: how many images, itself the first of them, an image is averaged over, by cosine; the result is the
+            mean over these numbers.
+
+    Returns:
+        [N] in [0, 1], the smallest and the largest of ``scores`` being 0 and 1.
+    """
+    spread = float(scores.max() - scores.min())
+    scaled = (scores.astype(np.float64) - scores.min()) / (spread or 1.0)
+    unit = features.astype(np.float64)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    found = np.zeros(len(scaled))
+    for number in neighbours:
+        nearest = order[:, :number]
+        weights = np.take_along_axis(similarity, nearest, axis=1)
+        found += (weights * scaled[nearest]).sum(axis=1) / weights.sum(axis=1)
+    return found / len(neighbours)
 
 
 LOCALISER = Mutual
