@@ -52,7 +52,8 @@ class Trunk(nn.Module):
 
     def __init__(self, state: Mapping[str, torch.Tensor] | None = None) -> None:
         super().__init__()
-        self._network = (build_network(state),)  # a tuple is no submodule
+        # Depthwise convolutions on a CPU take two thirds of the time if channels come last. A tuple is no submodule.
+        self._network = (build_network(state).to(memory_format=torch.channels_last),)
 
     def forward(self, images: torch.Tensor, levels: Sequence[int] = range(len(STRIDES))) -> list[torch.Tensor]:
         """The outputs of the last blocks at strides 4, 8, 16 and 32: ``[B, CHANNELS[i], h, w]`` each.
