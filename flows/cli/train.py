@@ -59,15 +59,15 @@ def train_april_gan(
 @app.command("mini-clip")
 def train_mini_clip(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-clip"),
-    minutes: MinutesOption = 25.0,
+    minutes: MinutesOption = 15.0,
     seed: Annotated[int, typer.Option(min=0, max=9000, help="Of weights, scenes and augmentation.")] = 0,
     pictures: PicturesOption = None,
-    images: Annotated[int, typer.Option(min=8, help="Generated images; each takes a megabyte in --out.")] = 3500,
+    images: Annotated[int, typer.Option(min=8, help="Generated images; each takes a megabyte in --out.")] = 1500,
     device: DeviceOption = "auto",
 ) -> None:
     """Train the small CLIP and its APRIL-GAN layers on generated photographs; the same command resumes after a stop.
 
-    The images are made first, which takes about a quarter of an hour on two cores; then the time begins.
+    The images are made first, which takes about ten minutes on two cores; then the time begins.
     """
     from cascade.storage.paths import require_writable
     from cascade.tasks.training.mini_clip import pretrain_clip

@@ -1,6 +1,6 @@
 """Training of the small CLIP: defect masks for its tokens, and damaged or not for the whole image, asked in words.
 
-The trunk is frozen. So its levels of all training images are written once, and the rest learns from them in minutes.
+The trunk is frozen. So what it sees in all training images is written once, and the rest learns from it in minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
-from cascade.backbones.clip.mini import PATCH, MiniClip, unit_levels
+from cascade.backbones.clip.mini import MiniClip, seen_levels
 from cascade.backbones.features.efficientnet import CHANNELS, Trunk
 from cascade.configs.loader import MODELS
 from cascade.localisers.patch_text import LinearAdapter, anomaly_map, grid_logits, image_score
@@ -44,9 +44,6 @@ from cascade.tasks.training.session import (
 
 CONFIG = MODELS / "mini_clip.json"
 """The dimensions of the network."""
-
-WINDOWED = 0.85
-"""Share of the steps on windows of half the grid's side, which cost a third and still see the whole image."""
 
 PEAK_RATE = 1.5e-3
 NOUN_GROUPS = 2
@@ -74,9 +71,9 @@ class Trainee(nn.Module):
         self.clip = MiniClip(config, trunk)
         self.adapter = LinearAdapter(vision["layers"], vision["width"], config["embed_dim"])
 
-    def forward(self, units: Sequence[Tensor], states: Tensor, window: tuple[int, int, int] | None = None) -> Any:
-        """Logits ``[B, L, 2, g, g]`` and pooled features ``[B, D]`` of unit levels, asked with states ``[B, 2, D]``."""
-        after, pooled = self.clip.visual(units, window)
+    def forward(self, levels: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, L, 2, g, g]`` and pooled features ``[B, D]`` of seen levels, asked with states ``[B, 2, D]``."""
+        after, pooled = self.clip.visual(levels)
         padded = [nn.functional.pad(tokens, (0, 0, 1, 0)) for tokens in after]
         return grid_logits(self.adapter, padded, states.transpose(1, 2)), pooled
 
@@ -104,7 +101,7 @@ class _Words:
 
 
 class _Examples:
-    """Unit levels and masks of generated images, in a folder."""
+    """What the trunk sees in generated images, and their masks, in a folder."""
 
     def __init__(
         self, folder: Path, count: int, first_seed: int, size: int, pictures: Path | None, held_out: bool
@@ -126,37 +123,18 @@ class _Examples:
             for example in stream:
                 pixels = torch.from_numpy(example.image).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
                 with torch.inference_mode():
-                    units = unit_levels(trunk, pixels)
-                levels = {f"level{number}": unit[0].half().cpu().numpy() for number, unit in enumerate(units)}
+                    seen = seen_levels(trunk, pixels)
+                levels = {f"level{number}": level[0].half().cpu().numpy() for number, level in enumerate(seen)}
                 yield {**levels, "mask": example.mask}
 
         with closing(stream):
             yield from self._cache.fill(rows())
 
     def read(self, indices: NDArray[np.int64], device: str) -> tuple[list[Tensor], Tensor]:
-        """Unit levels ``[B, C, h, h]`` and masks ``[B, 2g, 2g]`` in {0, 1}."""
+        """Seen levels ``[B, C + TOLD, h, h]`` and the damaged share ``[B, 2g, 2g]`` of half cells, in [0, 1]."""
         read = (torch.from_numpy(self._cache.rows(f"level{number}", indices)) for number in range(len(CHANNELS)))
-        units = [level.to(device).float() for level in read]
-        masks = torch.from_numpy(self._cache.rows("mask", indices)).to(device)
-        return units, (masks > 100).float()
-
-
-def _turned(rng: np.random.Generator, planes: Sequence[Tensor]) -> list[Tensor]:
-    """All planes ``[..., h, w]`` turned and mirrored alike."""
-    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
-    turned = [torch.rot90(plane, turns, (-2, -1)) for plane in planes]
-    return [plane.flip(-1) for plane in turned] if mirrored else turned
-
-
-def _window(rng: np.random.Generator, mask: Tensor, grid: int) -> tuple[int, int, int]:
-    """A window of half the side; of six in ten, one pixel of damage somewhere in the batch is inside."""
-    side = grid // 2
-    starts = rng.integers(grid - side + 1, size=2)
-    damaged = mask.any(dim=0).nonzero()
-    if len(damaged) and rng.random() < 0.6:
-        at = damaged[int(rng.integers(len(damaged)))].cpu().numpy() // 2
-        starts = (at - rng.integers(side, size=2)).clip(0, grid - side)
-    return int(starts[0]), int(starts[1]), side
+        levels = [level.to(device).float() for level in read]
+        return levels, torch.from_numpy(self._cache.rows("mask", indices)).to(device).float() / 255
 
 
 @torch.no_grad()
@@ -166,12 +144,12 @@ def validate(trainee: Trainee, examples: _Examples, words: _Words, device: str) 
     states = state_features(trainee.clip, words.about(np.random.default_rng(0), ["object"], 32).to(device))
     maps, truth, scores = [], [], []
     for indices in np.array_split(np.arange(examples.count), -(-examples.count // 8)):
-        units, masks = examples.read(indices, device)
+        levels, masks = examples.read(indices, device)
         pair = states.expand(len(indices), -1, -1)
-        logits, pooled = trainee(units, pair)
+        logits, pooled = trainee(levels, pair)
         maps.append(anomaly_map(logits, (masks.shape[1], masks.shape[2])).cpu().numpy())
         scores.append(image_score(pooled, pair.transpose(1, 2)).cpu().numpy())
-        truth.append(masks.cpu().numpy() > 0)
+        truth.append(masks.cpu().numpy() > 0.4)
     trainee.train()
     found, labels = np.concatenate(maps), np.concatenate(truth)
     return {
@@ -187,7 +165,7 @@ def pretrain_clip(
     minutes: float,
     seed: int = 0,
     pictures: Path | None = None,
-    images: int = 3000,
+    images: int = 1500,
     threads: int | None = None,
     progress: Progress | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -201,8 +179,8 @@ def pretrain_clip(
     A run that was killed continues from ``out/checkpoint.pt`` when it is called again with the same folder.
 
     Args:
-        out: folder for the trunk's levels, ``checkpoint.pt``, ``log.csv``, ``mini_clip.safetensors`` (fp16, without the
-            trunk) and ``april_gan_mini.safetensors`` (``fc.{0..3}.weight``, ``fc.{0..3}.bias``).
+        out: folder for what the trunk sees, ``checkpoint.pt``, ``log.csv``, ``mini_clip.safetensors`` (fp16, without
+            the trunk) and ``april_gan_mini.safetensors`` (``fc.{0,1}.weight``, ``fc.{0,1}.bias``).
         minutes: training time over all sessions, after the images were made; the learning rate follows it.
         seed: of weights, scenes and augmentation.
         pictures: folder with pictures of surfaces, beside those that packages ship.
@@ -244,20 +222,15 @@ def pretrain_clip(
     started, before = time.monotonic(), run.seconds
     while run.seconds < minutes * 60 and (max_steps is None or steps < max_steps):
         chosen = np.sort(rng.choice(images, min(batch, images), replace=False))
-        units, masks = training.read(chosen, place)
-        *units, masks = _turned(rng, [*units, masks])
-        grid = size // PATCH
-        window = _window(rng, masks, grid) if rng.random() < WINDOWED else None
-        if window is not None:
-            row, column, side = (2 * value for value in window)
-            masks = masks[:, row : row + side, column : column + side]
+        levels, masks = training.read(chosen, place)
         groups = state_features(trainee.clip, words.drawn(rng, NOUN_GROUPS, SENTENCES).to(place))
         states = groups[torch.arange(len(masks), device=groups.device) % len(groups)]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(PEAK_RATE, run.seconds / (minutes * 60))
-        logits, pooled = trainee(units, states, window)
+        logits, pooled = trainee(levels, states)
+        cells = nn.functional.avg_pool2d(masks, 2)
         losses = {
-            "dense": torch.stack([dense_loss(own, masks) for own in logits.unbind(dim=1)]).sum(),
+            "dense": torch.stack([dense_loss(own[:, 1] - own[:, 0], cells) for own in logits.unbind(dim=1)]).sum(),
             "whole": image_loss(pooled, states, masks),
             "gap": state_gap_loss(groups),
         }

@@ -142,7 +142,7 @@ class Result:
 Cli = Callable[..., Result]
 
 
-def save_adapter(path: Path, training: Mapping[str, Any] | None = None, *, layers: int = 4, seed: int = 2) -> Path:
+def save_adapter(path: Path, training: Mapping[str, Any] | None = None, *, layers: int = 2, seed: int = 2) -> Path:
     """Random linear layers for the mini CLIP, saying that they were trained on ``training``."""
     config = clip_config("mini")
     torch.manual_seed(seed)

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from segment_anything.modeling.image_encoder import PatchEmbed
 from torch.nn import functional as F
 
 from cascade.backbones.clip.backbone import build_clip, image_tokens, mean_text_feature
-from cascade.backbones.clip.mini import MiniClip, unit_levels
+from cascade.backbones.clip.mini import SHARES, TOLD, MiniClip, seen_levels
 from cascade.backbones.features.efficientnet import CHANNELS, Trunk
 from cascade.backbones.sam.build import SAM_MODELS, build_sam
 from cascade.configs.loader import load_experiment
@@ -58,7 +58,6 @@ TINY_CLIP: dict[str, Any] = {
         "patch_size": 8,
         "neck": 16,
         "width": 16,
-        "heads": 2,
         "layers": 2,
         "queries": 2,
     },
@@ -204,21 +203,43 @@ def test_batched_decoder_equals_the_official_one_image_at_a_time() -> None:
             torch.testing.assert_close(iou[one], quality, atol=1e-5, rtol=1e-4)
 
 
-def test_a_window_of_the_grid_still_sees_the_whole_image() -> None:
+def test_a_cell_is_told_how_unlike_the_rest_of_its_image_it_is() -> None:
+    """Against loops in NumPy: cosines of deviations to the coarse cells that do not touch, and distance to the mean."""
+    torch.manual_seed(0)
+    level = torch.randn(1, CHANNELS[1], 64, 64)
+    trunk = cast(Trunk, lambda _: [torch.rand(1, CHANNELS[0], 128, 128), level])
+    seen = seen_levels(trunk, torch.zeros(1))[1][0].double().numpy()
+    assert len(seen) == CHANNELS[1] + TOLD
+    unit, told = seen[: CHANNELS[1]], seen[CHANNELS[1] :]
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=0), 1, atol=1e-6)
+    mean = unit.mean(axis=(1, 2))
+    deviation = unit - mean[:, None, None]
+    coarse = deviation.reshape(-1, 16, 4, 16, 4).mean(axis=(2, 4))
+    for row, column in ((0, 0), (30, 41), (63, 7)):
+        cell = deviation[:, row, column]
+        far = [
+            cell @ coarse[:, r, c] / (np.linalg.norm(cell) * np.linalg.norm(coarse[:, r, c]))
+            for r in range(16)
+            for c in range(16)
+            if max(abs(r - row // 4), abs(c - column // 4)) > 1
+        ]
+        nearest = np.sort(far)[::-1]
+        means = [nearest[: max(1, int(share * 256))].mean() for share in SHARES]
+        distance = 1 - unit[:, row, column] @ mean / np.linalg.norm(mean)
+        np.testing.assert_allclose(told[:, row, column], [3 * distance, *(2 * np.array(means) - 0.5)], atol=1e-5)
+
+
+def test_tokens_depend_on_their_own_cell_alone_once_it_is_seen() -> None:
     torch.manual_seed(0)
     tower = MiniClip(TINY_CLIP, Trunk()).eval().visual
-    units = [torch.randn(2, channels, side, side) for channels, side in zip(CHANNELS, (8, 8, 4, 2), strict=True)]
-    changed = [unit.clone() for unit in units]
-    for unit in changed:
-        unit[..., -1, -1] += 1
+    levels = [torch.randn(1, channels + TOLD, 8, 8) for channels in CHANNELS]
+    turned = [level.flip(-1) for level in levels]
     with torch.no_grad():
-        whole, _ = tower(units)
-        window, _ = tower(units, (0, 0, 4))
-        elsewhere, _ = tower(changed, (0, 0, 4))
-    assert [tokens.shape for tokens in window] == [(2, 16, 16)] * 2
-    # Away from the window's border its tokens are those of the whole grid.
-    torch.testing.assert_close(window[0][:, 0], whole[0][:, 0])
-    assert not torch.allclose(window[0], elsewhere[0])
+        after, pooled = tower(levels)
+        mirrored, same = tower(turned)
+    for own, other in zip(after, mirrored, strict=True):
+        torch.testing.assert_close(own.view(1, 8, 8, -1).flip(2), other.view(1, 8, 8, -1))
+    torch.testing.assert_close(pooled, same)
 
 
 def test_an_image_has_the_tokens_that_training_saw() -> None:
@@ -226,7 +247,7 @@ def test_an_image_has_the_tokens_that_training_saw() -> None:
     clip = MiniClip(TINY_CLIP, Trunk()).eval()
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        after, pooled = clip.visual(unit_levels(clip.trunk, 2 * pixels - 1))
+        after, pooled = clip.visual(seen_levels(clip.trunk, 2 * pixels - 1))
     tokens = image_tokens(clip, (pixels - clip.mean) / clip.std, [1, 2])
     for own, seen in zip(tokens.blocks, after, strict=True):
         torch.testing.assert_close(own[:, 1:], seen, atol=1e-4, rtol=1e-4)
@@ -333,12 +354,23 @@ def test_an_image_is_damaged_if_any_of_it_is() -> None:
     assert image_loss(right, states, mask) < 0.01 < image_loss(wrong, states, mask)
 
 
-def test_dense_loss_prefers_the_true_map() -> None:
-    mask = torch.zeros(2, 16, 16)
-    mask[0, 4:8, 4:8] = 1
-    right = 10 * (mask[:, ::4, ::4].float() * 2 - 1)
-    logits = torch.stack([-right, right], dim=1)
-    assert dense_loss(logits, mask) < dense_loss(torch.zeros_like(logits), mask) < dense_loss(-logits, mask)
+def test_dense_loss_counts_cells_as_if_drawn() -> None:
+    """Against a sum over cells: 260 of all, at most 160 of the damaged, each of which weighs three times."""
+    torch.manual_seed(0)
+    margin, share = torch.randn(2, 16, 16), torch.zeros(2, 16, 16)
+    share[0, 4:8, 4:8] = 1
+    share[0, 0, 0] = 0.4
+    share[1] = 1
+    total, weights = 0.0, 0.0
+    for image in range(2):
+        damaged = share[image] > 0.4
+        count = int(damaged.sum())
+        for own, hit in zip(margin[image].flatten(), damaged.flatten(), strict=True):
+            weight = 260 / 256 + (min(count, 160) / count if hit else 0)
+            chance = torch.sigmoid(own).item()
+            total += weight * (-3 * np.log(chance) if hit else -np.log(1 - chance))
+            weights += weight
+    assert dense_loss(margin, share).item() == pytest.approx(total / weights, rel=1e-5)
 
 
 def test_state_gap_vanishes_once_the_states_differ() -> None:

@@ -1,8 +1,9 @@
-"""The small CLIP: a few blocks on a frozen trunk for images, open_clip's text tower for words.
+"""The small CLIP: each cell of a frozen trunk beside the rest of its image, and open_clip's text tower for words.
 
-The trunk's features say what a cell looks like. Whether that is normal only the rest of the image can tell, so each
-cell also carries how far it is from the image's own mean and from the cells that are most like it, and the blocks let
-it ask the image as a whole.
+The trunk's features say what a cell looks like. Whether that is normal only the rest of the image can tell. So each
+cell also carries how far it is from the image's own mean, and how far from the cells elsewhere that are most like it.
+Nothing that is learned sees more than one cell: blocks of attention and of wider kernels learned the generator of the
+training images, and found less on anything else.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ PATCH = 8
 KEYS = 16
 """Side of the coarse grid whose cells a cell is compared with."""
 
-CONTEXT = 8
-"""Side of the coarse grid of tokens that blocks attend to."""
+SHARES = (0.0, 0.02, 0.1, 0.25)
+"""Of the coarse cells, the most similar ones whose mean similarity is told; 0 is the most similar one alone."""
 
-_SHARPNESS = (8.0, 32.0)
-"""Of the soft maximum over similarities; the second must be four times the first."""
+TOLD = 1 + len(SHARES)
+"""Numbers that tell of a cell how unlike the rest of its image it is."""
+
+_DROPPED = 0.2
+"""Share of the inputs and of the hidden values that a training step leaves out."""
 
 
 class Level(nn.Module):
@@ -38,65 +42,49 @@ class Level(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.channels = channels
-        self.proj = nn.Conv2d(2 * channels + 1 + len(_SHARPNESS), width, 1)
+        self.proj = nn.Conv2d(2 * channels + TOLD, width, 1)
 
-    def forward(self, unit: Tensor) -> Tensor:
-        """``[B, width, h, h]`` of unit features ``[B, channels, h, h]``."""
-        mean = unit.mean(dim=(2, 3), keepdim=True)
-        deviation = unit - mean
-        spread = deviation.square().mean(dim=(2, 3)).sqrt() + 1e-3
-        told = torch.cat([3 * self._distance(unit, mean), 2 * _similar(deviation) - 0.5], dim=1)
-        sizes = [self.channels, self.channels, told.shape[1]]
-        own, deviating, rest = torch.split(self.proj.weight[:, :, 0, 0], sizes, dim=1)
-        deviating = deviating * (0.3 / spread)[:, None]
-        projected = torch.bmm(4 * own + deviating, unit.flatten(2)) - torch.bmm(deviating, mean.flatten(2))
-        return projected.view(*projected.shape[:2], *unit.shape[2:]) + F.conv2d(
-            told, rest[..., None, None], self.proj.bias
-        )
-
-    @staticmethod
-    def _distance(unit: Tensor, mean: Tensor) -> Tensor:
-        return 1 - (unit * F.normalize(mean, dim=1)).sum(dim=1, keepdim=True)
+    def forward(self, level: Tensor) -> Tensor:
+        """``[B, width, h, h]`` of one of :func:`seen_levels`, ``[B, channels + TOLD, h, h]``."""
+        unit, told = torch.split(level, [self.channels, TOLD], dim=1)
+        deviation = unit - unit.mean(dim=(2, 3), keepdim=True)
+        spread = deviation.std(dim=(2, 3), keepdim=True) + 1e-3
+        seen = torch.cat([4 * unit, 0.3 * deviation / spread, told], dim=1)
+        projected: Tensor = self.proj(F.dropout(seen, _DROPPED, self.training))
+        return projected
 
 
-def _similar(deviation: Tensor) -> Tensor:
-    """Soft maxima ``[B, 2, h, h]`` of each cell's cosine to the coarse cells that do not touch it."""
-    height = deviation.shape[2]
+def _unlike(unit: Tensor) -> Tensor:
+    """``[B, TOLD, h, h]`` of unit features: distance to the image's mean, and similarities to its far coarse cells."""
+    mean = unit.mean(dim=(2, 3), keepdim=True)
+    distance = 1 - (unit * F.normalize(mean, dim=1)).sum(dim=1, keepdim=True)
+    deviation, height = unit - mean, unit.shape[2]
     keys = min(KEYS, height)
     asked = F.normalize(deviation, dim=1).flatten(2).transpose(1, 2)
     coarse = F.normalize(F.adaptive_avg_pool2d(deviation, keys), dim=1).flatten(2)
-    at = torch.arange(height, device=deviation.device) * keys // height
-    near = ((at[:, None] - torch.arange(keys, device=deviation.device)).abs() <= 1).float()
-    far = 1 - (near[:, None, :, None] * near[None, :, None, :]).reshape(height * height, keys * keys)
-    share = torch.bmm(asked, coarse).mul(_SHARPNESS[0]).exp() * far
-    count = far.sum(dim=1)
-    # A grid too small to have cells that do not touch says nothing: the logarithm of one.
-    soft = [((part.sum(dim=2) + 1e-6) / (count + 1e-6)).log() for part in (share, share.square().square())]
-    scaled = torch.stack([own / sharp for own, sharp in zip(soft, _SHARPNESS, strict=True)], dim=1)
-    return scaled.view(len(scaled), -1, *deviation.shape[2:])
+    at = torch.arange(height, device=unit.device) * keys // height
+    near = (at[:, None] - torch.arange(keys, device=unit.device)).abs() <= 1
+    touching = (near[:, None, :, None] & near[None, :, None, :]).reshape(height * height, keys * keys)
+    similarity = torch.bmm(asked, coarse).masked_fill(touching, -1)
+    counts = [max(1, int(share * keys * keys)) for share in SHARES]
+    nearest = similarity.topk(max(counts), dim=2).values
+    means = torch.stack([nearest[..., :count].mean(dim=2) for count in counts], dim=1)
+    return torch.cat([3 * distance, 2 * means.view(*means.shape[:2], *unit.shape[2:]) - 0.5], dim=1)
 
 
 class Block(nn.Module):
-    """A depthwise convolution, attention from each cell to the coarse tokens of the image, and a perceptron."""
+    """A perceptron on each token, beside what it was."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.ln_local, self.ln_query, self.ln_context, self.ln_mlp = (nn.LayerNorm(width) for _ in range(4))
-        self.local = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.ln = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(_DROPPED), nn.Linear(2 * width, width)
+        )
 
-    def forward(self, tokens: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens ``[B, h·w, width]`` of a grid of ``size`` (h, w), with the image's coarse tokens ``[B, K, width]``."""
-        placed = self.ln_local(tokens).transpose(1, 2).unflatten(2, size)
-        tokens = tokens + self.local(placed).flatten(2).transpose(1, 2)
-        heads = self.query(self.ln_query(tokens)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        keys, values = self.key_value(self.ln_context(context)).unflatten(2, (2, self.heads, -1)).unbind(dim=2)
-        attended = F.scaled_dot_product_attention(heads, keys.transpose(1, 2), values.transpose(1, 2))
-        tokens = tokens + self.out(attended.transpose(1, 2).flatten(2))
-        added: Tensor = tokens + self.mlp(self.ln_mlp(tokens))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, n, width]``."""
+        added: Tensor = tokens + self.mlp(self.ln(tokens))
         return added
 
 
@@ -114,35 +102,27 @@ class MiniTower(nn.Module):
     The whole image's feature is drawn from the cells that each of ``queries`` learned questions looks for.
     """
 
-    def __init__(self, *, width: int, layers: int, heads: int, neck: int, queries: int, embed_dim: int) -> None:
+    def __init__(self, *, width: int, layers: int, neck: int, queries: int, embed_dim: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(Level(channels, neck) for channels in CHANNELS)
-        self.neck = nn.Conv2d(neck, width, 1)
-        self.transformer = _Blocks([Block(width, heads) for _ in range(layers)])
+        self.neck = nn.Linear(neck, width)
+        self.transformer = _Blocks([Block(width) for _ in range(layers)])
         self.ln_post = nn.LayerNorm(width)
         self.ask = nn.Linear(width, queries)
         self.proj = nn.Linear(queries * width, embed_dim)
 
-    def forward(
-        self, units: Sequence[Tensor], window: tuple[int, int, int] | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Tokens ``[B, g·g, width]`` after each block, and ``[B, embed_dim]``.
+    def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Tokens ``[B, g·g, width]`` after each block, and ``[B, embed_dim]``, of :func:`seen_levels`.
 
-        Args:
-            units: :func:`unit_levels`; the grid is that of the first.
-            window: row, column and side of the part of the grid to look at, which still sees the whole image.
+        The grid is that of the first level.
         """
-        grid = units[0].shape[2:]
-        projected = [level(unit) for level, unit in zip(self.levels, units, strict=True)]
-        joined = torch.stack([_resized(own, grid) for own in projected]).sum(dim=0)
-        cells = self.neck(F.gelu(joined))
-        context = F.adaptive_avg_pool2d(cells, CONTEXT).flatten(2).transpose(1, 2)
-        if window is not None:
-            row, column, side = window
-            cells = cells[:, :, row : row + side, column : column + side]
-        tokens, after = cells.flatten(2).transpose(1, 2), []
+        grid = levels[0].shape[2:]
+        projected = [own(level) for own, level in zip(self.levels, levels, strict=True)]
+        cells = F.gelu(torch.stack([_resized(own, grid) for own in projected]).sum(dim=0))
+        cells = F.dropout(cells, _DROPPED, self.training).flatten(2).transpose(1, 2)
+        tokens, after = self.neck(cells), []
         for block in self.transformer.resblocks:
-            tokens = block(tokens, context, tuple(cells.shape[2:]))
+            tokens = block(tokens)
             after.append(tokens)
         normed = self.ln_post(tokens)
         drawn = self.ask(normed).softmax(dim=1).transpose(1, 2) @ normed
@@ -155,8 +135,11 @@ def _resized(cells: Tensor, grid: Sequence[int]) -> Tensor:
     return F.interpolate(cells, tuple(grid), mode="bilinear", align_corners=False)
 
 
-def unit_levels(trunk: Trunk, images: Tensor) -> list[Tensor]:
-    """What :class:`MiniTower` looks at: the trunk's levels, smoothed, of unit length in each cell.
+def seen_levels(trunk: Trunk, images: Tensor) -> list[Tensor]:
+    """What :class:`MiniTower` looks at, ``[B, CHANNELS[i] + TOLD, h, h]`` for each of the trunk's levels.
+
+    Features, smoothed and of unit length in each cell, and how unlike the rest of the image the cell is. The first
+    level has the grid of the second.
 
     Args:
         trunk: the frozen features.
@@ -164,7 +147,8 @@ def unit_levels(trunk: Trunk, images: Tensor) -> list[Tensor]:
     """
     first, *others = trunk(images)
     first = F.interpolate(first, others[0].shape[2:], mode="area")
-    return [F.normalize(F.avg_pool2d(level, 3, 1, 1, count_include_pad=False), dim=1) for level in (first, *others)]
+    smooth = (F.avg_pool2d(level, 3, 1, 1, count_include_pad=False) for level in (first, *others))
+    return [torch.cat([unit, _unlike(unit)], dim=1) for unit in (F.normalize(level, dim=1) for level in smooth)]
 
 
 class MiniClip(nn.Module):
@@ -180,7 +164,7 @@ class MiniClip(nn.Module):
     def __init__(self, config: Mapping[str, Any], trunk: Trunk) -> None:
         super().__init__()
         vision, text = dict(config["vision_cfg"]), config["text_cfg"]
-        sizes = {name: vision[name] for name in ("width", "layers", "heads", "neck", "queries")}
+        sizes = {name: vision[name] for name in ("width", "layers", "neck", "queries")}
         self.trunk = trunk
         self.visual = MiniTower(embed_dim=config["embed_dim"], **sizes)
         self.text = TextTransformer(output_dim=config["embed_dim"], **text)
@@ -202,8 +186,7 @@ class MiniClip(nn.Module):
 
         The first token of a block is the mean of the others: this tower has none of its own.
         """
-        units = unit_levels(self.trunk, 2 * (image * self.std + self.mean) - 1)
-        after, pooled = self.visual(units)
+        after, pooled = self.visual(seen_levels(self.trunk, 2 * (image * self.std + self.mean) - 1))
         chosen = [after[index] for index in image_indices]
         return {
             "image_intermediates": chosen,

@@ -154,10 +154,10 @@ def test_an_adapter_that_cannot_say_what_it_was_trained_on_is_refused(
 
 
 def test_an_adapter_of_other_blocks_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    path = save_adapter(tmp_path / "trained.safetensors", {"backbone": "mini", "layers": [1, 2, 3, 4]})
-    line = refused(f"localise.adapter={path}", "localise.layers=[1, 3]")
-    assert "was trained with localise.layers [1, 2, 3, 4], not [1, 3]" in line
-    other = save_adapter(tmp_path / "other.safetensors", {"backbone": "ViT-L-14", "layers": [1, 2, 3, 4]})
+    path = save_adapter(tmp_path / "trained.safetensors", {"backbone": "mini", "layers": [1, 2]})
+    line = refused(f"localise.adapter={path}", "localise.layers=[2]")
+    assert "was trained with localise.layers [1, 2], not [2]" in line
+    other = save_adapter(tmp_path / "other.safetensors", {"backbone": "ViT-L-14", "layers": [1, 2]})
     assert "localise.backbone ViT-L-14, not mini" in refused(f"localise.adapter={other}")
 
 

@@ -18,7 +18,7 @@ from cascade.tasks.stage import localised_id
 from tests.flows.conftest import Cli
 
 COMMON = ("refine.method=none", "score.frame=64", "runtime.device=cpu")
-CLIP = ("localise.backbone=mini", "localise.pretrained=shipped", "localise.image_side=512", "localise.layers=[1,2,3,4]")
+CLIP = ("localise.backbone=mini", "localise.pretrained=shipped", "localise.image_side=512", "localise.layers=[1,2]")
 WEIGHT = 0.3
 FUSED = (
     "localise.method=fused",

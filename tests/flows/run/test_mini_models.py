@@ -47,11 +47,12 @@ def means(prepared):
 
 
 def test_the_clip_map_finds_defects(means):
-    assert means.loc["clip", "pixel_auroc"] > 0.87
+    assert means.loc["clip", "pixel_auroc"] > 0.9
     assert means.loc["clip", "pixel_ap"] > 0.5
+    assert means.loc["clip", "image_auroc"] > 0.8
 
 
-@pytest.mark.parametrize(("metric", "margin"), [("pixel_f1max", 0.012), ("pixel_ap", 0.005)])
+@pytest.mark.parametrize(("metric", "margin"), [("pixel_f1max", 0.005), ("pixel_ap", 0.005)])
 def test_the_last_step_beats_the_map(means, metric, margin):
     assert means.loc["points+box+logits", metric] > means.loc["clip", metric] + margin
 

@@ -32,7 +32,7 @@ SMALL = (
     "localise.backbone=mini",
     "localise.pretrained=shipped",
     "localise.image_side=512",
-    "localise.layers=[1,2,3,4]",
+    "localise.layers=[1,2]",
 )
 """The mini networks in place of the large ones, whose weights are not here."""
 
