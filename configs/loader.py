@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cascade.configs.schema import Experiment, methods_of
+from cascade.configs.schema import Experiment, Localiser, Section, methods_of
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded
 
@@ -222,7 +222,8 @@ def _of_another_method(model: type[BaseModel], error: ErrorDetails) -> str | Non
     owners = [name for name, kind in methods.items() if option in kind.model_fields]
     if not owners:
         return None
-    of = " and ".join(f"'{name}'" for name in owners)
+    *first, last = (f"'{name}'" for name in owners)
+    of = f"{', '.join(first)} and {last}" if first else last
     return f"{section}.{option} is an option of {of}, and {section}.method is '{chosen}'; leave it out"
 
 
@@ -247,12 +248,21 @@ def _resolve(source: str, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any
 
 
 def _choose_method(data: dict[str, Any], section: str, method: Any) -> None:
-    """Drop what a preset says of a method if another one is chosen over it; an option of one is none of another."""
+    """Drop what a preset says of a method if another one is chosen over it; an option of one is none of another.
+
+    What both inherit from a kind of method, as from those that have linear layers, is kept.
+    """
     field, below = Experiment.model_fields.get(section), data.get(section)
     if field is None or not isinstance(below, dict) or not (isinstance(method, str) and method in methods_of(field)):
         return
-    if below.get("method", field.default.method) != method:
-        data[section] = {}
+    before = below.get("method", field.default.method)
+    if before != method:
+        kinds, every = methods_of(field), set(Localiser.model_fields)
+        known = kinds[before].__mro__ if before in kinds else ()
+        shared = next(
+            (kind for kind in known if issubclass(kinds[method], kind) and issubclass(kind, Section)), Section
+        )
+        data[section] = {name: value for name, value in below.items() if name in set(shared.model_fields) - every}
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from cascade import Segmenter
 from cascade.configs.loader import load_experiment
+from cascade.configs.schema import Fused, LinearLayers, Localiser, Mutual
 from cascade.configs.settings import Settings
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run.prepare import prepare
@@ -18,16 +19,14 @@ from cascade.tasks.stage import localised_id
 from tests.flows.conftest import Cli
 
 COMMON = ("refine.method=none", "score.frame=64", "runtime.device=cpu")
-CLIP = ("localise.backbone=mini", "localise.pretrained=shipped", "localise.image_side=512", "localise.layers=[1,2]")
 WEIGHT = 0.3
 FUSED = (
     "localise.method=fused",
-    *CLIP,
     "localise.batch.image_side=128",
     "localise.batch.share=0.5",
     f"localise.weight={WEIGHT}",
 )
-ALONE = ("localise.method=april_gan", *CLIP)
+ALONE = ("localise.method=april_gan",)
 BATCH = ("localise.method=mutual", "localise.image_side=128", "localise.share=0.5")
 
 
@@ -47,7 +46,7 @@ def settings(*groups: tuple[str, ...]) -> list[str]:
 def maps(places: tuple[Path, Path], method: tuple[str, ...], category: str) -> dict[str, np.ndarray]:
     """By path, the map of each image of a category after a run."""
     data = [f"dataset.path={places[0]}", f"dataset.categories=[{category}]"]
-    run = prepare(load_experiment("paper", [*data, *method, *COMMON]), places[1], Settings()).run
+    run = prepare(load_experiment("mini", [*data, *method, *COMMON]), places[1], Settings()).run
     return {record.path: Maps(run).of(localised_id(run, record), (64, 64)).values for record in run.manifest}
 
 
@@ -57,7 +56,7 @@ def run_all(cli: Cli, places: tuple[Path, Path]) -> dict[str, pd.DataFrame]:
     found = {}
     for name, method in (("fused", FUSED), ("alone", ALONE), ("batch", BATCH)):
         chosen = settings(method, COMMON, ("dataset.categories=[carpet]",) if name == "batch" else ())
-        done = cli("run", "paper", "--dataset", places[0], "--store", places[1], "--out", name, *chosen)
+        done = cli("run", "mini", "--dataset", places[0], "--store", places[1], "--out", name, *chosen)
         assert done.code == 0, done.err
         if name == "fused":
             assert (
@@ -91,7 +90,7 @@ def test_it_is_the_weighted_mean_of_both_or_the_first_alone(
 
 
 def test_options_of_the_batch_are_part_of_what_is_kept(cli: Cli, places: tuple[Path, Path]) -> None:
-    common = ["run", "paper", "--dataset", places[0], "--store", places[1], *settings(FUSED, COMMON)]
+    common = ["run", "mini", "--dataset", places[0], "--store", places[1], *settings(FUSED, COMMON)]
     assert cli(*common, "--out", "one").code == 0
     again = cli(*common, "--out", "two")
     assert "miss" not in again.out
@@ -104,7 +103,7 @@ def test_options_of_the_batch_are_part_of_what_is_kept(cli: Cli, places: tuple[P
 
 
 def test_a_segmenter_has_the_numbers_of_a_run(run_all: dict[str, pd.DataFrame], places: tuple[Path, Path]) -> None:
-    segmenter = Segmenter.from_preset("paper", settings=[*FUSED, *COMMON], device="cpu")
+    segmenter = Segmenter.from_preset("mini", settings=[*FUSED, *COMMON], device="cpu")
     for category in ("carpet", "tile"):
         images = run_all["fused"].query("category == @category")
         found = segmenter.predict_batch([places[0] / path for path in images.index], category)
@@ -122,7 +121,7 @@ def test_a_segmenter_has_the_numbers_of_a_run(run_all: dict[str, pd.DataFrame], 
     ],
 )
 def test_what_cannot_work_is_refused(cli: Cli, places: tuple[Path, Path], setting: str, line: str) -> None:
-    refused = cli("run", "paper", "--dataset", places[0], *settings(FUSED, COMMON), "--set", setting)
+    refused = cli("run", "mini", "--dataset", places[0], *settings(FUSED, COMMON), "--set", setting)
     assert line in refused.refusal()
 
 
@@ -139,3 +138,13 @@ def test_linear_layers_are_trained_alone(cli: Cli, places: tuple[Path, Path]) ->
         "a.safetensors",
     )
     assert "localise.method is 'fused'; linear layers are trained with april_gan" in refused.refusal()
+
+
+def test_a_method_of_the_same_kind_keeps_what_a_preset_says_of_the_other() -> None:
+    mini = load_experiment("mini").localise
+    for found in (load_experiment("mini", ["localise.method=fused"]).localise, load_experiment("mini_batch").localise):
+        assert isinstance(found, Fused)
+        for name in set(LinearLayers.model_fields) - set(Localiser.model_fields):
+            assert getattr(found, name) == getattr(mini, name), name
+    assert load_experiment("mini", ["localise.method=mutual"]).localise == Mutual()
+    assert load_experiment("mini_batch", ["localise.method=mutual"]).localise == Mutual()

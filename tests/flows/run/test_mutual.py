@@ -25,7 +25,13 @@ from cascade.tasks.stage import Run, localised_id
 from cascade.tasks.tokens import TOKENS
 from tests.flows.conftest import Cli
 
-SETTINGS = ("refine.method=none", "localise.image_side=128", "score.frame=64", "runtime.device=cpu")
+SETTINGS = (
+    "localise.method=mutual",
+    "refine.method=none",
+    "localise.image_side=128",
+    "score.frame=64",
+    "runtime.device=cpu",
+)
 
 
 class Planted:
@@ -125,11 +131,11 @@ OPTIONS = {
     "image_side": 160,
     "strides": [8],
     "layers": [3],
-    "grid": 8,
+    "grid": 4,
     "neighbourhoods": [3],
-    "descriptors": "each",
-    "reference_cells": "all",
-    "zero": "none",
+    "descriptors": "mean",
+    "reference_cells": "half",
+    "zero": "median",
     "share": 0.9,
     "references": 8,
 }
@@ -217,7 +223,7 @@ def test_scores_averaged_over_neighbours_are_those_of_plain_numpy(cli: Cli, data
         for name in ("own", "averaged")
     )
     run = run_of(data, tmp_path / "store", "localise.rscin=[1,2,3]")
-    looks = {record.path: TOKENS.artefact(run).read(record.image_id).arrays["level_32"] for record in run.manifest}
+    looks = {record.path: TOKENS.artefact(run).read(record.image_id).arrays["level_16"] for record in run.manifest}
     features = np.stack([looks[path].astype(np.float64).mean(axis=(1, 2)) for path in own.index])
     expected = rscin_by_hand(own.to_numpy(), features, [1, 2, 3])
     assert np.allclose(averaged, expected, atol=1e-5)
@@ -245,6 +251,7 @@ def test_a_segmenter_has_the_numbers_of_a_run(cli: Cli, data: Path, tmp_path: Pa
 
 def test_too_few_images_are_refused(cli: Cli, tmp_path: Path) -> None:
     generate_dataset(tmp_path / "few", categories=("carpet",), good=3, defective=2, size=96)
-    refused = cli("run", "mini_batch", "--dataset", tmp_path / "few", "--store", tmp_path / "store")
+    method = ["--set", "localise.method=mutual"]
+    refused = cli("run", "mini_batch", "--dataset", tmp_path / "few", "--store", tmp_path / "store", *method)
     assert "carpet: 5 different images cannot judge each other; localise.method 'mutual' needs 8" in refused.refusal()
     assert not (tmp_path / "store").exists()

@@ -62,8 +62,6 @@ def settings_of(backbone: str, weights: Path | None, *more: str) -> list[str]:
         f"localise.image_side={SIDE}",
         f"localise.backbone={backbone}",
         "localise.method=mutual",
-        "localise.strides=[8,16]",
-        "localise.grid=null",
         *own,
         *more,
     ]
