@@ -148,5 +148,6 @@ def test_an_option_of_another_method_is_refused_with_its_owner(tree: Path) -> No
     )
     assert ended.returncode == 2
     assert ended.stderr == (
-        "error: localise.adapter is an option of 'april_gan' and 'fused', and localise.method is 'darkness'; leave it out\n"
+        "error: localise.adapter is an option of 'april_gan' and 'fused', and localise.method is 'darkness'; "
+        "leave it out\n"
     )
