@@ -53,15 +53,21 @@ class Patchwork:
     pieces: tuple[Mask, ...]
 
 
-def generate_patchwork(seed: int, size: int = 512) -> Patchwork:
-    """A patchwork that is a pure function of its arguments; ``size`` is the side in pixels."""
+def generate_patchwork(seed: int, size: int = 512, surface: surfaces.Surface = material) -> Patchwork:
+    """A patchwork that is a pure function of its arguments.
+
+    Args:
+        seed: not negative.
+        size: side in pixels.
+        surface: draws the ground and the pieces that are a surface of their own.
+    """
     rng = np.random.default_rng([seed, 7])  # apart from the scene of the same seed
     grey = chance(rng, 0.3)
-    image = _mottled(rng, material(rng, size), material(rng, size)) if chance(rng, 0.25) else material(rng, size)
+    image = _mottled(rng, surface(rng, size), surface(rng, size)) if chance(rng, 0.25) else surface(rng, size)
     labels = np.zeros((size, size), np.int32)
     for piece in range(1, int(rng.integers(*PIECES)) + 1):
         opacity = _piece(rng, size, log_uniform(rng, *AREA_RANGE) * size * size)
-        image = mix(image, _surface(rng, image), opacity)
+        image = mix(image, _surface(rng, image, surface), opacity)
         labels[opacity > 0.5] = piece
     pieces = [part for piece in range(1, int(labels.max()) + 1) for part in _connected(labels == piece)]
     return Patchwork(photograph(rng, image, grey), tuple(_connected(labels == 0)), tuple(pieces))
@@ -99,11 +105,11 @@ def _piece(rng: Rng, size: int, area: float) -> Field:
     return np.asarray(np.clip((width / 2 - distance) / edge + 0.5, 0, 1), np.float32)
 
 
-def _surface(rng: Rng, below: Image) -> Image:
+def _surface(rng: Rng, below: Image, own: surfaces.Surface) -> Image:
     """Another material, one even colour, or what lies below in another tone; one in three is mottled."""
     size, kind = below.shape[0], rng.random()
     if kind < 0.5:
-        surface = material(rng, size)
+        surface = own(rng, size)
     elif kind < 0.7:
         surface = surfaces.plain(rng, size)
     elif kind < 0.8:
@@ -112,7 +118,7 @@ def _surface(rng: Rng, below: Image) -> Image:
         gain = 1 + rng.normal(0, 0.1, 3) + (1 if chance(rng, 0.5) else -1) * uniform(rng, 0.12, 0.6)
         surface = np.asarray(below * gain, np.float32)
     if chance(rng, 0.35):
-        surface = _mottled(rng, surface, below if chance(rng, 0.4) else material(rng, size))
+        surface = _mottled(rng, surface, below if chance(rng, 0.4) else own(rng, size))
     return surface
 
 

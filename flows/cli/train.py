@@ -88,23 +88,21 @@ def train_mini_clip(
 @app.command("mini-sam")
 def train_mini_sam(
     out: Annotated[Path, typer.Option(help="Folder of checkpoint, log and weights.")] = Path("training/mini-sam"),
-    minutes: MinutesOption = 60.0,
+    minutes: MinutesOption = 40.0,
     seed: Annotated[int, typer.Option(min=0, max=9000, help="Of weights, scenes and prompts.")] = 0,
-    start: Annotated[
-        str | None,
-        typer.Option(help="Weights to start from: a file, or mini_sam for the shipped ones; random ones without."),
-    ] = None,
+    pictures: PicturesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train the small SAM on generated photographs; the same command resumes after a stop."""
-    from cascade.configs.settings import Settings
+    """Train the SAM mini_trunk on generated photographs; the same command resumes after a stop.
+
+    Use it with --set embed.backbone=mini_trunk --set embed.weights=training/mini-sam/mini_trunk.safetensors; the
+    weights of mini that ship with the package stay as they are.
+    """
     from cascade.storage.paths import require_writable
-    from cascade.storage.weights import locate
     from cascade.tasks.training.mini_sam import pretrain_sam
 
     require_writable(out)
-    found = None if start is None else locate(start, folder=Settings().weights)
-    facts = pretrain_sam(out, minutes=minutes, seed=seed, device=device, start=found, progress=_print_facts)
+    facts = pretrain_sam(out, minutes=minutes, seed=seed, pictures=pictures, device=device, progress=_print_facts)
     _print_facts(facts)
 
 

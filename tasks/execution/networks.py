@@ -27,7 +27,7 @@ from cascade.backbones.clip.backbone import (
 from cascade.backbones.features.efficientnet import STRIDES, Trunk
 from cascade.backbones.features.timm_network import TimmNetwork, Unsuitable, check_side, levels_of
 from cascade.backbones.sam.absorbed import AbsorbedDecoder
-from cascade.backbones.sam.build import build_sam
+from cascade.backbones.sam.build import build_sam, trunk_of
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
 from cascade.configs.schema import (
@@ -242,7 +242,8 @@ def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
 
 @lru_cache(maxsize=1)
 def _sam(backbone: str, path: Path, sha256: str, device: torch.device) -> Sam:
-    sam = build_sam(backbone)
+    trunk = trunk_of(backbone)
+    sam = build_sam(backbone, None if trunk is None else trunk_state(trunk))
     load_state(sam, read_state(path, sha256), path, f"SAM '{backbone}'")
     require_finite(sam, path)
     return sam.requires_grad_(False).to(device)

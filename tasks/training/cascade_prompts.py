@@ -1,4 +1,4 @@
-"""Point prompts as the pipeline gives them to SAM: PPG on the map that the small CLIP draws of the same image.
+"""Point prompts as the pipeline gives them to SAM: PPG on anomaly maps that err as those of photographs do.
 
 A click drawn from a mask always lies on its target. PPG's points often lie beside the damage, and their negatives on
 it. A SAM that has never seen such points trusts them all: its predicted IoU is far too high, and later passes keep
@@ -9,91 +9,70 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
 from cascade.configs.loader import load_experiment
-from cascade.configs.schema import of_clip
-from cascade.configs.settings import Settings
+from cascade.configs.schema import PromptConfig
 from cascade.frames import InputFrame
-from cascade.localisers.patch_text import anomaly_map, build_adapter, grid_logits, logit_margin
-from cascade.localisers.squares import squared
 from cascade.prompts.ppg import PromptOptions, generate_prompts
-from cascade.storage.weights import locate
-from cascade.tasks.ensembles import load_ensemble
-from cascade.tasks.execution.checkpoints import read_state
-from cascade.tasks.execution.networks import clip_config, trunk_state
 from cascade.tasks.prompt import prompt_options
 
-DOUBT = 5.0
-"""Spread of the strength of the noise on CLIP's logits: on photographs its map errs more than on generated images."""
+CELL = 8
+"""Pixels per side of a cell of a simulated map."""
 
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """The anomaly map ``[S, S]`` in [0, 1] and the logit margin ``[S, S]`` of one image, float32."""
+    """The anomaly map ``[S, S]`` in [0, 1] and the margin ``[S, S]`` that breaks its ties, of one image, float32."""
 
     values: NDArray[np.float32]
     margin: NDArray[np.float32]
 
 
-class MapDrawer:
-    """The mini CLIP of the package with its layers, as the ``mini`` preset sets them up, but at ``image_side`` only.
+def simulated_map(rng: np.random.Generator, damage: NDArray[np.bool_]) -> DrawnMap:
+    """What a localiser may draw of an image with this damage ``[S, S]``.
 
-    Args:
-        device: where it runs.
+    Each connected part of the damage is found with a strength of its own, or missed, and its peak is blurred and a
+    little off. Smooth noise lies over all of it, and false peaks lie elsewhere.
     """
-
-    def __init__(self, device: str) -> None:
-        self._config = of_clip(load_experiment("mini", []).localise)
-        folder = Settings().weights
-        clip, layers = (locate(name, folder=folder) for name in ("mini_clip", "april_gan_mini"))
-        config = clip_config(self._config.backbone)
-        state, trunk = read_state(clip.path, clip.sha256), trunk_state(config["vision_cfg"]["trunk"])
-        self._clip = build_clip(config, state, self._config.image_side, quick_gelu=False, trunk=trunk).to(device)
-        self._adapter = build_adapter(read_state(layers.path, layers.sha256)).requires_grad_(False).to(device)
-        self._ensemble = load_ensemble(self._config.prompts)
-        self._device = device
-        self._text: dict[str, Tensor] = {}
-
-    def __call__(
-        self, rng: np.random.Generator, images: NDArray[np.uint8], words: Sequence[str], repeats: int
-    ) -> list[DrawnMap]:
-        """``repeats`` maps of each RGB image ``[B, S, S, 3]``, which show ``words``, each with a noise of its own."""
-        pixels = torch.stack([image_tensor(squared(image, self._config.image_side)) for image in images])
-        with torch.inference_mode(), torch.autocast(self._device, enabled=False):
-            tokens = image_tokens(self._clip, pixels.to(self._device), self._config.layers)
-            text = torch.stack([self._text_of(word) for word in words])
-            logits = grid_logits(self._adapter, tokens.blocks, text).cpu().repeat_interleave(repeats, dim=0)
-            noise = np.stack([_clouds(rng, logits.shape[-1]) for _ in logits])
-            logits[:, :, 1] += torch.from_numpy(noise)[:, None]
-            size = images.shape[1], images.shape[2]
-            values, margins = anomaly_map(logits, size), logit_margin(logits, size)
-        return [DrawnMap(own.numpy(), margin.numpy()) for own, margin in zip(values, margins, strict=True)]
-
-    def _text_of(self, word: str) -> Tensor:
-        if word not in self._text:
-            features = [mean_text_feature(self._clip, own) for own in self._ensemble.sentences(word)]
-            self._text[word] = torch.stack(features, dim=1)
-        return self._text[word]
+    grid = damage.shape[0] // CELL
+    count, parts = cv2.connectedComponents(damage.astype(np.uint8), connectivity=8)
+    found = np.zeros((grid, grid), np.float32)
+    for part in range(1, count):
+        if count > 2 and rng.random() < 0.2:
+            continue
+        shape = cv2.resize((parts == part).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
+        shift = np.array([[1, 0, rng.normal(0, 0.7)], [0, 1, rng.normal(0, 0.7)]], np.float32)
+        shape = cv2.warpAffine(shape, shift, (grid, grid), borderMode=cv2.BORDER_REPLICATE)
+        shape = cv2.GaussianBlur(shape, (0, 0), float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))))
+        shape *= (1 + rng.uniform(0, 0.8) * _clouds(rng, grid)).clip(0)  # it is stronger in one place than another
+        found = np.maximum(found, shape / max(1e-3, float(shape.max())) * np.float32(rng.uniform(0.4, 1.0)))
+    for _ in range(int(rng.choice([0, 0, 1, 2]))):
+        rows, columns = np.mgrid[:grid, :grid] - rng.uniform(0, grid, 2)[:, None, None]
+        spread = rng.uniform(1, grid / 8)
+        peak = np.exp(-(rows**2 + columns**2) / (2 * spread**2)) * rng.uniform(0.2, 0.9)
+        found = np.maximum(found, peak.astype(np.float32))
+    found += np.float32(abs(rng.normal(0, 0.15))) * _clouds(rng, grid)
+    margin = cv2.resize(found, damage.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return DrawnMap(np.clip(margin, 0, 1), margin)
 
 
 def _clouds(rng: np.random.Generator, grid: int) -> NDArray[np.float32]:
-    """Smooth noise ``[grid, grid]`` of a random strength and coarseness."""
+    """Smooth noise ``[grid, grid]`` of about unit spread and a random coarseness."""
     coarse = int(rng.integers(3, grid // 2 + 1))
-    noise = torch.from_numpy(rng.standard_normal((1, 1, coarse, coarse)).astype(np.float32))
-    smooth = F.interpolate(noise, (grid, grid), mode="bicubic", align_corners=True)[0, 0].numpy()
-    return np.asarray(smooth * abs(rng.normal(0, DOUBT)), np.float32)
+    noise = rng.standard_normal((coarse, coarse)).astype(np.float32)
+    return np.asarray(cv2.resize(noise, (grid, grid), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def draw_options(rng: np.random.Generator) -> PromptOptions:
     """PPG with its defaults or near them: what is extreme, how far apart points are, how wide the ring is."""
-    config = load_experiment("mini", []).prompt
+    config = _preset()
     threshold = {"rule": "relative", "relative": float(rng.uniform(0.6, 0.95)), "min_area": 1}
     config = config.model_copy(
         update={
@@ -106,6 +85,11 @@ def draw_options(rng: np.random.Generator) -> PromptOptions:
         counts = {"positives": int(rng.integers(1, 6)), "negatives": int(rng.integers(0, 6))}
         config = config.model_copy(update=counts)
     return prompt_options(config)
+
+
+@lru_cache(maxsize=1)
+def _preset() -> PromptConfig:
+    return load_experiment("mini", []).prompt
 
 
 def ppg_points(

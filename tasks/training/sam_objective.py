@@ -1,4 +1,4 @@
-"""What the small SAM learns: a decoder pass over a batch of images, and its losses."""
+"""What ``mini_trunk`` learns: a decoder pass over a batch of images, and its losses."""
 
 from __future__ import annotations
 
@@ -7,30 +7,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade.backbones.sam.build import PATCH
 from cascade.backbones.sam.decoder import decode_tokens
-from cascade.tasks.training.initialisation import compare_with_neighbours, wave_positions, whiten_patches
-
-
-def attend_by_position(sam: Sam) -> None:
-    """Starts the decoder's cross attentions as a match of positions.
-
-    Queries and keys carry the same Fourier features of their position. With one projection for both, a click
-    attends to the cells around it, and these cells to the click, before anything is learned; independent
-    projections have to find this alignment first, which took most of a short training.
-    """
-    transformer = sam.mask_decoder.transformer
-    attentions = [transformer.final_attn_token_to_image]
-    for layer in transformer.layers:
-        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-    for attention in attentions:
-        # A gain of 1.3 gives logits of 3 to 10 where positions coincide: D/2 features of unit power, half of
-        # them kept by the projection, shared among heads and divided by the root of a head's width.
-        nn.init.orthogonal_(attention.q_proj.weight, gain=1.3)
-        with torch.no_grad():
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-            attention.q_proj.bias.zero_()
-            attention.k_proj.bias.zero_()
+from cascade.tasks.training.decoder_start import part_channels, start_as_match
 
 
 class Trainee(nn.Module):
@@ -48,27 +26,18 @@ class Trainee(nn.Module):
         super().__init__()
         self.sam = sam
         self.outline = nn.Conv2d(sam.prompt_encoder.embed_dim, 2 * 16, 1)
-        attend_by_position(sam)
-        encoder = sam.image_encoder
-        whiten_patches(encoder.patch_embed.proj)
-        with torch.no_grad():
-            _, rows, columns, width = encoder.pos_embed.shape
-            encoder.pos_embed.copy_(wave_positions(rows, columns, width).reshape(1, rows, columns, width))
-        for block in encoder.blocks:
-            compare_with_neighbours(block.attn.qkv.weight, block.attn.proj)
+        start_as_match(sam)
+        part_channels(sam.image_encoder.neck)
 
-    def embed(self, images: Tensor, corner: tuple[int, int]) -> Tensor:
-        """Embeddings ``[B, C, g, g]`` of inputs ``[B, 3, 16 g, 16 g]``, which may be windows of whole inputs.
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings ``[B, C, g, g]`` of inputs ``[B, 3, 8 g, 8 g]`` in [−1, 1], which may be windows of whole inputs.
 
-        A window takes the positions of the cells from ``corner`` (row, column) on.
+        The trunk runs without a gradient.
         """
         encoder = self.sam.image_encoder
-        tokens = encoder.patch_embed(images)
-        rows, columns = tokens.shape[1:3]
-        tokens = tokens + encoder.pos_embed[:, corner[0] : corner[0] + rows, corner[1] : corner[1] + columns]
-        for block in encoder.blocks:
-            tokens = block(tokens)
-        embedded: Tensor = encoder.neck(tokens.permute(0, 3, 1, 2))
+        with torch.inference_mode():
+            levels = encoder.levels(images)
+        embedded: Tensor = encoder.embedded([level.clone() for level in levels])
         return embedded
 
     def outline_loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
@@ -122,7 +91,8 @@ def decode(
     Returns:
         Low-resolution logits ``[N, 4, 4g, 4g]`` and predicted IoU ``[N, 4]``.
     """
-    shift = PATCH * points[0].new_tensor([corner[1], corner[0]])
+    cell = sam.prompt_encoder.input_image_size[0] // sam.prompt_encoder.image_embedding_size[0]
+    shift = cell * points[0].new_tensor([corner[1], corner[0]])
     boxes = None if boxes is None else boxes + shift.repeat(2)
     decoded = decode_tokens(
         sam,

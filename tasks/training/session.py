@@ -61,14 +61,12 @@ class Session:
         seconds: training time used, over all sessions.
         next_seed: scene seed to continue with.
         images: images seen, repetitions included.
-        start_sha256: of the weights it started from; empty for random ones.
     """
 
     step: int = 0
     seconds: float = 0.0
     next_seed: int = 0
     images: int = 0
-    start_sha256: str = ""
 
 
 def save_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, run: Session, seed: int) -> None:

@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import get_rel_pos, window_partition, window_unpartition
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
-def encode(encoder: ImageEncoderViT, inputs: Tensor, *, compiled: bool = False) -> Tensor:
+def encode(encoder: nn.Module, inputs: Tensor, *, compiled: bool = False) -> Tensor:
     """What ``encoder(inputs)`` returns, within rounding: [B, C, grid, grid] of [B, 3, side, side].
 
     With ``compiled`` the blocks run as ``torch.compile`` makes them; there are two, with windows and without, so that
-    little is compiled.
+    little is compiled. An encoder that is no transformer has no attention to fuse, and runs as it is.
     """
+    if not isinstance(encoder, ImageEncoderViT):
+        embedded: Tensor = encoder(inputs)
+        return embedded
     block = _compiled_block() if compiled else _block
     tokens = encoder.patch_embed(inputs)
     if encoder.pos_embed is not None:
