@@ -205,6 +205,7 @@ def test_a_new_store_is_named_once(cli: Cli, empty: Bench, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_may_be_repeated_and_shows_what_it_found(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
