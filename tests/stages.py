@@ -48,6 +48,7 @@ SMALL = (
     "embed.weights={sam}",
     "localise.backbone=small",
     "localise.layers=[2,4,6,8]",
+    "score.weight=0.5",
     "localise.image_side=96",
     "localise.more_sides=[]",
     "prompt.frame=96",
