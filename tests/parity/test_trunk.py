@@ -53,9 +53,11 @@ def test_the_file_is_part_of_its_package(located):
 
 
 def test_the_pinned_trunk_is_the_one_that_kept_tokens_are_of():
-    """No key of a mini network names its trunk: whoever pins another raises VERSION of stage ``tokens`` first."""
+    """No key of a mini network names its trunk: whoever pins another raises VERSION of stages ``tokens`` and ``embed`` first."""
     made_with = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    assert REGISTRY["efficientnet_lite0"].sha256 == made_with, "raise VERSION in tasks/tokens.py, then change this"
+    assert REGISTRY["efficientnet_lite0"].sha256 == made_with, (
+        "raise VERSION in tasks/tokens.py and tasks/embed.py, then change this"
+    )
 
 
 def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
