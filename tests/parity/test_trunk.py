@@ -53,7 +53,7 @@ def test_the_file_is_part_of_its_package(located):
 
 
 def test_the_pinned_trunk_is_the_one_that_kept_tokens_are_of():
-    """No key of a mini network names its trunk: whoever pins another raises VERSION of stages ``tokens`` and ``embed`` first."""
+    """No key of a mini network names its trunk: another one asks for a new VERSION of ``tokens`` and ``embed``."""
     made_with = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     assert REGISTRY["efficientnet_lite0"].sha256 == made_with, (
         "raise VERSION in tasks/tokens.py and tasks/embed.py, then change this"
