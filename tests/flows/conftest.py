@@ -37,7 +37,6 @@ from tests.tiny import mini_clip_state
 SIZE = 96
 # Random networks see defects nowhere; a quantile marks some pixels in every image all the same.
 OVERRIDES = (
-    "score.weight=0.5",
     "localise.more_sides=[]",
     "prompt.frame=96",
     "prompt.threshold.rule=quantile",
