@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from cascade.configs.loader import key_hint, load_experiment, parse_override, read_yaml, validate
-from cascade.configs.schema import Experiment, Name, Section, methods_of
+from cascade.configs.schema import Experiment, Name
+from cascade.configs.section import Section, methods_of
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded
 

@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cascade.configs.schema import Experiment, Localiser, Section, methods_of
+from cascade.configs.localisers import Localiser
+from cascade.configs.schema import Experiment
+from cascade.configs.section import Section, methods_of
 from cascade.storage.errors import ConfigError, nearest
 from cascade.storage.paths import expanded
 

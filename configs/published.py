@@ -10,7 +10,8 @@ from pydantic import Field
 
 from cascade.configs.grid import value_at
 from cascade.configs.loader import read_yaml, validate
-from cascade.configs.schema import Experiment, Section
+from cascade.configs.schema import Experiment
+from cascade.configs.section import Section
 from cascade.storage.errors import ConfigError, nearest
 
 PUBLISHED = Path(__file__).parent / "published"

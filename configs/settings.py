@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cascade.configs.schema import UserPath
+from cascade.configs.section import UserPath
 from cascade.storage.errors import ConfigError
 
 

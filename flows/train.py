@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cascade.configs.loader import parse_override, validate
-from cascade.configs.schema import AprilGan, Experiment, TrainConfig
+from cascade.configs.localisers import AprilGan
+from cascade.configs.schema import Experiment, TrainConfig
 from cascade.configs.settings import Settings
 from cascade.flows.engines.evaluate import plan_stage, run_stage
 from cascade.flows.engines.local import execute_locally

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.configs.schema import of_clip
+from cascade.configs.localisers import of_clip
 from cascade.localisers.protocol import AnomalyMap
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.datasets import ImageRecord

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.configs.schema import Experiment, Section
+from cascade.configs.schema import Experiment
+from cascade.configs.section import Section
 from cascade.localisers import make_localiser
 from cascade.localisers.protocol import Localiser
 from cascade.refiners import make_refiner

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.configs.schema import of_clip
+from cascade.configs.localisers import of_clip
 from cascade.storage.artefacts import ArraySpec, Artefact
 from cascade.storage.errors import CorruptItem
 from cascade.storage.keys import StageKey

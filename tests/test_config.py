@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from cascade.configs import schema
 from cascade.configs.loader import as_override, load_experiment, parse_override, preset_names, read_yaml
-from cascade.configs.schema import Experiment, Section
+from cascade.configs.schema import Experiment
+from cascade.configs.section import Section
 from cascade.storage.errors import ConfigError
 from cascade.tasks.stage import config_of
 

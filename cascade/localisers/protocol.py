@@ -171,3 +171,41 @@ class Localiser(ABC):
     @abstractmethod
     def map_of(self, arrays: Mapping[str, NDArray[Any]], size: Size) -> AnomalyMap:
         """The map of one image in a frame of ``size`` (height, width) that spans it."""
+
+
+class Trainable(Localiser):
+    """A localiser with weights of its own, trained on what ``look`` saw in images of another dataset.
+
+    What ``look`` sees stays as it is, so that it can be kept and read again in every epoch.
+
+    Attributes:
+        TRAINED: the role, among ``ROLES``, of the checkpoint that a training writes.
+    """
+
+    TRAINED: ClassVar[str] = "adapter"
+
+    @abstractmethod
+    def untrained(self, networks: Networks) -> nn.Module:
+        """New weights on the networks' device, drawn from torch's global generator; all of them are trained.
+
+        Its state dict is the checkpoint, under the keys of the authors' files.
+        """
+
+    @abstractmethod
+    def loss(
+        self,
+        module: nn.Module,
+        networks: Networks,
+        looks: Mapping[str, torch.Tensor],
+        texts: torch.Tensor | None,
+        masks: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss, a scalar with gradients to ``module``.
+
+        Args:
+            module: what ``untrained`` made, or an earlier training.
+            networks: frozen.
+            looks: what ``look`` returned for B images.
+            texts: [B, D, 2] unit columns; ``None`` unless ``WORDS``.
+            masks: [B, side, side] bool, true where defective; the side is the first of ``sides``.
+        """

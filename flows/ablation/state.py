@@ -16,7 +16,8 @@ from pydantic import Field
 
 from cascade.configs.grid import Grid, Variant, varied_keys
 from cascade.configs.loader import validate
-from cascade.configs.schema import Experiment, Section
+from cascade.configs.schema import Experiment
+from cascade.configs.section import Section
 from cascade.storage.atomic import write_text
 from cascade.storage.errors import DataError
 

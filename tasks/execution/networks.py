@@ -30,15 +30,8 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam, trunk_of
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.schema import (
-    ClipLocaliser,
-    Experiment,
-    LocaliseConfig,
-    Mutual,
-    RuntimeConfig,
-    of_clip,
-    of_features,
-)
+from cascade.configs.localisers import ClipLocaliser, LocaliseConfig, Mutual, of_clip, of_features
+from cascade.configs.schema import Experiment, RuntimeConfig
 from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
 from cascade.storage.weights import SHIPPED_FOLDER, LocatedWeights, locate

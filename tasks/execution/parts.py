@@ -7,7 +7,8 @@ from functools import cache
 
 import torch
 
-from cascade.configs.schema import Experiment, Frame, of_clip
+from cascade.configs.localisers import of_clip
+from cascade.configs.schema import Experiment, Frame
 from cascade.configs.settings import Settings
 from cascade.frames import Size
 from cascade.localisers import make_localiser

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from cascade.configs.schema import Experiment, LinearLayers, of_clip, of_features
+from cascade.configs.localisers import TrainedClip, of_clip, of_features
+from cascade.configs.schema import Experiment
 from cascade.localisers import localiser_class
 from cascade.refiners import refiner_class
 from cascade.storage.errors import ConfigError, PipelineError, WeightsError, nearest
@@ -85,7 +86,7 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 
 def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
-    localise = cast(LinearLayers, experiment.localise)
+    localise = cast(TrainedClip, experiment.localise)
     name = localise.adapter or _SHIPPED_ADAPTERS.get(localise.backbone)
     if name is None:
         raise ConfigError(

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade.configs.schema import TrainConfig, of_clip
+from cascade.configs.localisers import of_clip
+from cascade.configs.schema import TrainConfig
 from cascade.localisers.april_gan import AprilGan
 from cascade.storage.artefacts import Artefact
 from cascade.storage.atomic import replacing

@@ -50,14 +50,15 @@ class Disc(Refiner):
 
 REFINER = Disc
 """
-SECTIONS = """class Darkness(Localiser):
+LOCALISER_SECTION = """class Darkness(Localiser):
     method: Literal["darkness"] = "darkness"
     sides: tuple[Whole, ...] = (64,)
 
 
-class Disc(Section):
+"""
+REFINER_SECTION = """class Disc(Section):
     method: Literal["disc"] = "disc"
-    radius: Real = 60.0
+    radius: float = 60.0
 
 
 """
@@ -78,18 +79,22 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (package / "localisers" / "darkness.py").write_text(LOCALISER)
     (package / "refiners" / "disc.py").write_text(REFINER)
     (package / "configs" / "presets" / "toy.yaml").write_text(PRESET)
-    schema = package / "configs" / "schema.py"
-    text = schema.read_text()
+    _add(package / "configs" / "localisers.py", "LocaliseConfig = ", LOCALISER_SECTION, "Mutual", "Darkness")
+    _add(package / "configs" / "refiners.py", "RefineConfig = ", REFINER_SECTION, "Unrefined", "Disc")
+    generate_dataset(folder / "data", categories=("carpet",), good=1, defective=2, size=96)
+    return folder
+
+
+def _add(sections: Path, union: str, section: str, before: str, name: str) -> None:
+    """Write a section before the union, and its name into it."""
+    text = sections.read_text()
     for old, new in (
-        ("def _named(", SECTIONS + "def _named("),
-        ('Annotated[Mutual, Tag("mutual")]', 'Annotated[Mutual, Tag("mutual")] | Annotated[Darkness, Tag("darkness")]'),
-        ('Annotated[Unrefined, Tag("none")]', 'Annotated[Unrefined, Tag("none")] | Annotated[Disc, Tag("disc")]'),
+        (union, section + union),
+        (f"Annotated[{before}, Tag(", f"Annotated[{name}, Tag({name.lower()!r})] | Annotated[{before}, Tag("),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)
-    schema.write_text(text)
-    generate_dataset(folder / "data", categories=("carpet",), good=1, defective=2, size=96)
-    return folder
+    sections.write_text(text)
 
 
 def python(tree: Path, *arguments: object) -> str:

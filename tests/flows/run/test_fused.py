@@ -10,7 +10,7 @@ import pytest
 
 from cascade import Segmenter
 from cascade.configs.loader import load_experiment
-from cascade.configs.schema import Fused, LinearLayers, Localiser, Mutual
+from cascade.configs.localisers import Fused, Localiser, Mutual, TrainedClip
 from cascade.configs.settings import Settings
 from cascade.flows.generate import generate_dataset
 from cascade.flows.run.prepare import prepare
@@ -144,7 +144,7 @@ def test_a_method_of_the_same_kind_keeps_what_a_preset_says_of_the_other() -> No
     mini = load_experiment("mini").localise
     for found in (load_experiment("mini", ["localise.method=fused"]).localise, load_experiment("mini_batch").localise):
         assert isinstance(found, Fused)
-        for name in set(LinearLayers.model_fields) - set(Localiser.model_fields):
+        for name in set(TrainedClip.model_fields) - set(Localiser.model_fields):
             assert getattr(found, name) == getattr(mini, name), name
     assert load_experiment("mini", ["localise.method=mutual"]).localise == Mutual()
     assert load_experiment("mini_batch", ["localise.method=mutual"]).localise == Mutual()

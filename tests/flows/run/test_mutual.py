@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from cascade import Segmenter
-from cascade.configs import schema
+from cascade.configs import localisers
 from cascade.configs.loader import load_experiment
 from cascade.configs.settings import Settings
 from cascade.flows.generate import generate_dataset
@@ -192,7 +192,7 @@ def test_an_option_changes_the_map(cli: Cli, data: Path, tmp_path: Path, option:
 
 def test_every_option_of_the_method_is_among_them() -> None:
     shared = {"method", "backbone", "weights", "sha256", "keep", "precision", "batch_size", "rscin"}
-    assert set(schema.Mutual.model_fields) == {*OPTIONS, *shared}
+    assert set(localisers.Mutual.model_fields) == {*OPTIONS, *shared}
 
 
 def rscin_by_hand(

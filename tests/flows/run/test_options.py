@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from cascade.configs.schema import Experiment, methods_of
+from cascade.configs.schema import Experiment
+from cascade.configs.section import methods_of
 from cascade.tasks.tables.results import images_table, points_table, results_table
 from tests.flows.conftest import Bench, Outcome
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from cascade.configs.schema import Experiment, Mutual
+from cascade.configs.localisers import Mutual
+from cascade.configs.schema import Experiment
 from cascade.tasks.execution import networks
 from tests.stages import NAMES, Desk, Digest, deviations, differ, distances
 

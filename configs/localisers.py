@@ -1,0 +1,217 @@
+"""The localisers' options: one section a method, and ``LocaliseConfig``, the choice among them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import Field, Tag, field_validator
+
+from cascade.configs.section import BatchSize, Fraction, Precision, Real, Section, Whole, named
+from cascade.storage.errors import ConfigError
+
+ClipSide = Annotated[Whole, Field(ge=16, le=4096)]
+
+
+def ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The same blocks, if they are in order."""
+    if list(layers) != sorted(set(layers)):
+        raise ValueError(f"{list(layers)}: name the blocks in ascending order, each once")
+    return layers
+
+
+class Localiser(Section):
+    """What every localiser has: options that say where something is, or how fast it is found, are no part of a key.
+
+    Attributes:
+        PLACES: options that say where something lies whose content is part of the key.
+        LOOK: options on which depends what is seen in an image before a word is said.
+        keep: whether that is kept.
+    """
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"weights", "sha256"})
+    LOOK: ClassVar[tuple[str, ...]] = ()
+
+    method: str = ""
+    keep: str = "compared"
+    precision: Precision = "fp32"
+    batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
+
+    def key_options(self) -> dict[str, Any]:
+        """The options that are part of the key."""
+        without = self.PLACES | {"keep", "batch_size"}
+        return {name: value for name, value in self.in_force().items() if name not in without}
+
+    def look_options(self) -> dict[str, Any]:
+        """The options that are part of the key of what is seen before a word is said."""
+        used = [name for name in self.LOOK if name not in self._idle()]
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in used}
+
+
+class ClipLocaliser(Localiser):
+    """What every localiser has that asks a CLIP model in words."""
+
+    PLACES = Localiser.PLACES | {"pretrained", "prompts"}
+    LOOK = ("backbone", "activation", "sides", "layers", "precision")
+
+    backbone: str = Field("ViT-L-14-336", description="an open_clip model, or 'mini'")
+    pretrained: str = Field("openai", description="open_clip tag of the weights")
+    weights: str | None = Field(None, description="path of a checkpoint; the registered one when absent")
+    sha256: str | None = Field(None, description="digest that the checkpoint must have")
+    activation: Literal["gelu", "quickgelu"] = Field("gelu", description="A18: 'gelu' matches APRIL-GAN's checkpoints")
+    image_side: ClipSide = Field(518, description="side of the square input in pixels")
+    more_sides: tuple[ClipSide, ...] = Field(
+        (),
+        max_length=8,
+        description="further sides at which CLIP looks at the same image; the logits of all are averaged. "
+        "Adapters are trained at image_side alone",
+    )
+    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
+        (6, 12, 18, 24), min_length=1, max_length=100, description="blocks in ascending order, counted from 1"
+    )
+    prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
+    keep: Literal["logits", "tokens"] = Field(
+        "logits",
+        description="what of CLIP's look is kept: the logits of the words asked for, or the tokens as float16 too, so "
+        "that other words, sentences or linear layers need no second look (11 MB an image with ViT-L-14-336)",
+    )
+    precision: Precision = "fp32"
+    batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        return ascending(layers)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Every side of CLIP's input, ``image_side`` first."""
+        return (self.image_side, *self.more_sides)
+
+
+class TrainedClip(ClipLocaliser):
+    """What every localiser has that reads CLIP by weights which were trained on another dataset."""
+
+    PLACES = ClipLocaliser.PLACES | {"adapter", "adapter_sha256", "adapter_trained_on"}
+
+    adapter: str | None = Field(None, description="path of the trained weights, or a registered name")
+    adapter_sha256: str | None = None
+    adapter_trained_on: tuple[str, ...] = Field(
+        (), description="names of the datasets behind a foreign adapter; our own adapters carry theirs"
+    )
+
+
+class AprilGan(TrainedClip):
+    """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
+
+    method: Literal["april_gan"] = "april_gan"
+
+
+class Mutual(Localiser):
+    """The images of a category judge each other, by the features of a frozen network (MuSc's mutual scoring)."""
+
+    LOOK = ("method", "backbone", "sides", "strides", "layers", "grid", "precision")
+
+    method: Literal["mutual"] = "mutual"
+    backbone: str = Field(
+        "efficientnet_lite0",
+        description="the network of features: that of the package, or a model of timm, 'name' or 'name.tag', with "
+        "its weights in a file",
+    )
+    weights: str | None = Field(None, description="path of a checkpoint; that of the package when absent")
+    sha256: str | None = Field(None, description="digest that the checkpoint must have")
+    image_side: Annotated[Whole, Field(ge=64, le=4096)] = Field(
+        512, description="side of the square input in pixels, a multiple of the network's coarsest stride"
+    )
+    strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
+        (8, 16), min_length=1, max_length=4, description="levels that are compared"
+    )
+    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="blocks or stages that are compared, in ascending order, counted from 1, in place of those of "
+        "`strides`; a plain transformer has one stride (MuSc: 6, 12, 18, 24 of 24)",
+    )
+    neighbourhoods: tuple[Literal[1, 3, 5, 7, 9], ...] = Field(
+        (1, 3, 5), min_length=1, max_length=5, description="sides, in cells, of the neighbourhoods that are averaged"
+    )
+    grid: Annotated[Whole, Field(ge=4, le=1024)] | None = Field(
+        None,
+        description="cells along a side to which finer levels are pooled, while coarser ones keep their own; those of "
+        "the coarsest when absent",
+    )
+    descriptors: Literal["each", "mean"] = Field(
+        "each",
+        description="a distance for each neighbourhood (MuSc), or one of the mean of a cell's unit vectors over all of "
+        "them, which is less work",
+    )
+    reference_cells: Literal["all", "half"] = Field(
+        "all", description="cells of an image against which others are held: all (MuSc), or every second"
+    )
+    zero: Literal["none", "median"] = Field(
+        "none", description="the map is the distances (MuSc), or what they are above the median of the image"
+    )
+    share: Annotated[Real, Field(gt=0.0, le=1.0)] = Field(
+        0.3, description="of the other images, the nearest, over which a cell's distances are averaged"
+    )
+    rscin: tuple[Annotated[Whole, Field(ge=1, le=10_000)], ...] = Field(
+        (),
+        max_length=10,
+        description="numbers of most similar images, itself among them, over which an image's own score "
+        "(score.image_score=clip) is averaged (MuSc's RsCIN: 1, 2, 3); not at all when empty",
+    )
+    references: Whole = Field(
+        100, ge=8, le=10_000, description="most images that judge the others, drawn by their digests"
+    )
+    keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
+    precision: Literal["fp32"] = "fp32"
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return layers if layers is None else ascending(layers)
+
+    def _idle(self) -> set[str]:
+        return {"layers"} if self.layers is None else {"strides"}
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The side of the square input."""
+        return (self.image_side,)
+
+
+class Fused(TrainedClip):
+    """APRIL-GAN's map, and that of a batch whose images judge each other."""
+
+    method: Literal["fused"] = "fused"
+    keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
+    batch: Mutual = Mutual()
+    weight: Fraction = Field(0.5, description="of the batch's map; that of the single image has the rest")
+
+    def key_options(self) -> dict[str, Any]:
+        """The options that are part of the key."""
+        return super().key_options() | {"batch": self.batch.key_options()}
+
+    def look_options(self) -> dict[str, Any]:
+        """The options that are part of the key of what is seen before a word is said."""
+        return super().look_options() | {"batch": self.batch.look_options()}
+
+
+LocaliseConfig = Annotated[
+    Annotated[AprilGan, Tag("april_gan")] | Annotated[Mutual, Tag("mutual")] | Annotated[Fused, Tag("fused")],
+    named("april_gan"),
+]
+
+
+def of_clip(localise: Localiser) -> ClipLocaliser:
+    """The options of a localiser that asks a CLIP model. Raises ``ConfigError`` if it has none."""
+    if not isinstance(localise, ClipLocaliser):
+        raise ConfigError(f"localise.method is '{localise.method}', which has no CLIP model; use april_gan")
+    return localise
+
+
+def of_features(localise: Localiser) -> tuple[str, Mutual]:
+    """The options of a localiser that asks a network of features, and where they are."""
+    if isinstance(localise, Fused):
+        return "localise.batch", localise.batch
+    return "localise", cast("Mutual", localise)
