@@ -39,3 +39,19 @@ def segmentation_loss(layer_maps: torch.Tensor, mask: torch.Tensor) -> torch.Ten
         focal_loss(torch.stack([1 - own, own], dim=1), mask) + dice_loss(own, mask) for own in layer_maps.unbind(dim=1)
     ]
     return torch.stack(terms).sum()
+
+
+def glocal_loss(image_logits: torch.Tensor, layer_maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """AnomalyCLIP's loss: cross entropy of the image, and four times focal and both Dice losses, summed over layers.
+
+    Args:
+        image_logits: [B, 2], normal first.
+        layer_maps: [B, L, 2, H, W] probabilities, normal first.
+        mask: [B, H, W], true where defective; an image is, if any pixel of it is.
+    """
+    terms = [
+        focal_loss(own, mask) + dice_loss(own[:, 1], mask) + dice_loss(own[:, 0], ~mask.bool())
+        for own in layer_maps.unbind(dim=1)
+    ]
+    labels = mask.bool().flatten(1).any(dim=1).long()
+    return torch.nn.functional.cross_entropy(image_logits, labels) + 4 * torch.stack(terms).sum()

@@ -15,7 +15,8 @@ from torch import nn
 
 from cascade.storage.errors import WeightsError
 
-_ADAPTER_KEY = "trainable_linearlayer"
+_INSIDE = ("state_dict", "trainable_linearlayer", "prompt_learner")
+"""Keys under which files hold a state dict: torch's own custom, APRIL-GAN's, AnomalyCLIP's."""
 
 
 def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, torch.Tensor]:
@@ -36,7 +37,7 @@ def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, to
             f"{path} ({sha256[:12]}): damaged, or holds more than tensors, and was not loaded{reason}; "
             f"get the file again, or save its tensors as .safetensors"
         ) from error
-    for key in ("state_dict", _ADAPTER_KEY):
+    for key in _INSIDE:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not state:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.compiler import config as compiler
 
 from cascade.backbones.clip.backbone import (
+    Positions,
     build_clip,
     compile_blocks,
     model_config,
@@ -24,6 +25,7 @@ from cascade.backbones.clip.backbone import (
     normalises_alike,
     unreadable,
 )
+from cascade.backbones.clip.dpam import without_plain_attention
 from cascade.backbones.features.efficientnet import STRIDES, Trunk
 from cascade.backbones.features.timm_network import TimmNetwork, Unsuitable, check_side, levels_of
 from cascade.backbones.sam.absorbed import AbsorbedDecoder
@@ -118,7 +120,9 @@ class Networks:
         localise, located = of_clip(self.config), self.weights["clip"]
         quick = localise.activation == "quickgelu"
         pinned = located.source != "path" or localise.sha256 is not None
-        return _clip(localise.backbone, located.path, located.sha256, pinned, side, quick, self.device, self.compiled)
+        positions = getattr(localise, "positions", "bicubic")
+        shape = (side, quick, positions, self.device, self.compiled)
+        return _clip(localise.backbone, located.path, located.sha256, pinned, *shape)
 
     def features(self) -> Features:
         """The frozen network of features. Raises ``ConfigError`` if options do not fit it."""
@@ -207,8 +211,8 @@ def check_levels(place: str, localise: Mutual) -> None:
 def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
     """Raise ``ConfigError`` if a configuration does not fit the vision tower.
 
-    It may ask for a block that is not there, an input that cannot be cut into patches, another activation than the name
-    says, or weights whose images were normalised otherwise.
+    It may ask for a block that is not there, or its attention where it has none, for an input that cannot be cut into
+    patches, another activation than the name says, or weights whose images were normalised otherwise.
     """
     if config.get("quick_gelu") and localise.activation != "quickgelu":
         raise ConfigError(
@@ -219,6 +223,11 @@ def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
         raise ConfigError(
             f"localise.pretrained: '{localise.pretrained}' of {localise.backbone} was trained on images that were "
             f"normalised otherwise than here; use another tag"
+        )
+    if localise.ATTENTION and (reason := without_plain_attention(config)) is not None:
+        raise ConfigError(
+            f"localise.backbone: {localise.method} reads the attention of CLIP's blocks, and '{localise.backbone}' "
+            f"cannot be read so: {reason}; use a ViT of open_clip, such as ViT-L-14-336"
         )
     depth = config["vision_cfg"]["layers"]
     if any(layer < 1 or layer > depth for layer in localise.layers):
@@ -257,13 +266,14 @@ def _clip(
     pinned: bool,
     side: int,
     quick_gelu: bool,
+    positions: Positions,
     device: torch.device,
     compiled: bool,
 ) -> nn.Module:
     state, config = read_state(path, sha256, pinned=pinned), clip_config(backbone)
     trunk = trunk_state(config["vision_cfg"]["trunk"]) if "trunk" in config["vision_cfg"] else None
     try:
-        clip = build_clip(config, state, side, quick_gelu=quick_gelu, trunk=trunk)
+        clip = build_clip(config, state, side, quick_gelu=quick_gelu, trunk=trunk, positions=positions)
     except ConfigError:
         raise
     except ValueError as error:

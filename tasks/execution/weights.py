@@ -17,7 +17,7 @@ PACKAGED_FEATURES = "efficientnet_lite0"
 
 _SHIPPED_SAM = {"mini": "mini_sam"}
 _SHIPPED_CLIP = {"mini": "mini_clip"}
-_SHIPPED_ADAPTERS = {"mini": "april_gan_mini"}
+_SHIPPED_ADAPTERS = {("april_gan", "mini"): "april_gan_mini", ("fused", "mini"): "april_gan_mini"}
 
 
 def roles_of(experiment: Experiment) -> list[str]:
@@ -87,11 +87,12 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
     localise = cast(TrainedClip, experiment.localise)
-    name = localise.adapter or _SHIPPED_ADAPTERS.get(localise.backbone)
+    name = localise.adapter or _SHIPPED_ADAPTERS.get((localise.method, localise.backbone))
     if name is None:
+        trained = "april_gan" if localise.method == "fused" else localise.method
         raise ConfigError(
-            f"localise.adapter: {localise.method} on {localise.backbone} needs trained linear layers; "
-            f"make them with `cascade train april_gan --dataset PATH`, or give the path of a checkpoint"
+            f"localise.adapter: {localise.method} on {localise.backbone} needs trained weights; "
+            f"make them with `cascade train {trained} --dataset PATH`, or give the path of a checkpoint"
         )
     return locate(name, folder=folder, sha256=localise.adapter_sha256)
 

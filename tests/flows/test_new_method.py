@@ -152,7 +152,7 @@ def test_an_option_of_another_method_is_refused_with_its_owner(tree: Path) -> No
         command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=200
     )
     assert ended.returncode == 2
-    assert ended.stderr == (
-        "error: localise.adapter is an option of 'april_gan' and 'fused', and localise.method is 'darkness'; "
-        "leave it out\n"
-    )
+    line = ended.stderr
+    assert line.startswith("error: localise.adapter is an option of 'april_gan', ")
+    assert line.endswith(" and 'fused', and localise.method is 'darkness'; leave it out\n")
+    assert line.count("\n") == 1

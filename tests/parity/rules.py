@@ -113,8 +113,11 @@ def clip_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray
     if name == "logit_scale":
         return np.array(np.log(1 / 0.07), dtype=np.float32)
     x = _draw(name, shape, salt)
-    if name.endswith(("positional_embedding", "class_embedding", "token_embedding.weight")):
+    learned = ("ctx_pos", "ctx_neg", "state_prompt_embedding", "compound_prompts_text.")
+    if name.endswith(("positional_embedding", "class_embedding", "token_embedding.weight")) or name.startswith(learned):
         return x * np.float32(0.5)
+    if name.endswith(("to_q.weight", "to_k.weight")):
+        x = x * np.float32(2)
     if len(shape) >= 2:
         return x * np.float32(1 / np.sqrt(np.prod(shape[1:])))
     if name.endswith("bias"):

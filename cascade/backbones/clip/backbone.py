@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -20,6 +20,7 @@ from cascade.backbones.features.efficientnet import Trunk
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+Positions = Literal["bicubic", "bilinear"]
 _SENTENCES_AT_ONCE = 64
 
 
@@ -75,10 +76,9 @@ def build_clip(
     *,
     quick_gelu: bool,
     trunk: Mapping[str, torch.Tensor] | None = None,
+    positions: Positions = "bicubic",
 ) -> nn.Module:
     """An open_clip model whose vision tower runs on square images of ``image_side`` pixels, or a :class:`MiniClip`.
-
-    The visual positional embedding is resized bicubically with antialiasing, its class row kept, as APRIL-GAN does.
 
     Args:
         config: ``embed_dim``, ``vision_cfg`` and ``text_cfg``.
@@ -86,6 +86,8 @@ def build_clip(
         image_side: side of the square input, a multiple of the patch size.
         quick_gelu: x·sigmoid(1.702 x) in place of GELU.
         trunk: state dict of the trunk that ``vision_cfg`` names, if it does.
+        positions: how the visual positional embedding is resized, its class row kept: ``bicubic`` with antialiasing, as
+            APRIL-GAN does, or ``bilinear`` without, as AnomalyCLIP does.
 
     Raises:
         ValueError: the state dict does not fit the configuration, or ``image_side`` does not fit the patches.
@@ -102,7 +104,7 @@ def build_clip(
         model = open_clip.CLIP(config["embed_dim"], vision_config, config["text_cfg"], quick_gelu=quick_gelu)
     try:
         if trunk is None:
-            resize_pos_embed(weights, model)
+            resize_pos_embed(weights, model, interpolation=positions, antialias=positions == "bicubic")
         model.load_state_dict(weights)
     except Exception as error:  # positions of any shape may be in a file, and go wrong in as many ways
         raise ValueError(" ".join(str(error).split())[:300]) from error
@@ -159,12 +161,18 @@ def image_tokens(model: nn.Module, images: torch.Tensor, layers: Sequence[int], 
 @torch.inference_mode()
 def mean_text_feature(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
     """[D]: each sentence's embedding normalised, their mean normalised again; float32."""
-    tokens = _tokenizer(int(model.context_length))(list(sentences)).to(next(model.parameters()).device)  # type: ignore[arg-type]
+    tokens = tokenised(model, sentences)
     features = [
         model.encode_text(part, normalize=True)  # type: ignore[operator]
-        for part in tokens.split(_SENTENCES_AT_ONCE)
+        for part in torch.split(tokens, _SENTENCES_AT_ONCE)
     ]
     return nn.functional.normalize(torch.cat(features).float().mean(dim=0), dim=0)
+
+
+def tokenised(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
+    """[n, context length] token ids on the model's device: start, words, end, zeros."""
+    tokens: torch.Tensor = _tokenizer(int(model.context_length))(list(sentences))  # type: ignore[arg-type]
+    return tokens.to(next(model.parameters()).device)
 
 
 @lru_cache(maxsize=2)

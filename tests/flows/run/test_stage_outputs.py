@@ -134,6 +134,10 @@ WITHOUT_CASE = {
         ),
         "of mutual alone; compared in test_mutual.py",
     ),
+    **dict.fromkeys(
+        ("localise.positions", "localise.sigma"),
+        "of methods with learned prompts; compared in test_learned.py and tests/parity",
+    ),
     "localise.weight": "of fused alone; compared in test_fused.py",
     **dict.fromkeys(
         (f"localise.batch.{name}" for name in Mutual.model_fields), "of mutual; compared in test_mutual.py"

@@ -1,0 +1,235 @@
+"""Localisers with learned prompts, by command and from Python: what they learn, what they keep, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import precision_recall_curve
+
+from cascade import Segmenter
+from cascade.configs.loader import load_experiment
+from cascade.flows.generate import generate_dataset
+from cascade.localisers import make_localiser
+from cascade.localisers.learned_prompts import LearnedPrompts
+from cascade.localisers.protocol import Trainable
+from cascade.storage.weights import LocatedWeights, file_sha256
+from cascade.tasks.execution import networks
+from cascade.tasks.execution.networks import Networks, networks_of
+from tests.flows.conftest import Cli, Result
+from tests.tiny import SMALL_CLIP, mini_clip_state
+
+SIDE = 128
+COMMON = (f"localise.image_side={SIDE}", "score.frame=64", "runtime.device=cpu")
+LAYERS = {"small": "localise.layers=[8]", "mini": "localise.layers=[1,2]"}
+ON = [("anomaly_clip", "small")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a dataset, random CLIPs ``small`` and ``mini``, and untrained weights for each method on each."""
+    folder = tmp_path_factory.mktemp("learned")
+    shutil.copy(networks.MODELS / "mini_clip.json", folder)
+    (folder / "small_clip.json").write_text(json.dumps(SMALL_CLIP))
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(SMALL_CLIP["embed_dim"], SMALL_CLIP["vision_cfg"], SMALL_CLIP["text_cfg"])
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "small.safetensors")
+    save_file(mini_clip_state(), folder / "mini.safetensors")
+    generate_dataset(folder / "data", categories=("carpet", "nut"), good=1, defective=2, size=96, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "MODELS", folder)
+        for method, backbone in ON:
+            torch.manual_seed(1)
+            localiser, own = parts(folder, method, backbone)
+            save_file(localiser.untrained(own).state_dict(), folder / f"{method}_{backbone}.safetensors")
+        yield folder
+
+
+def settings(place: Path, backbone: str) -> list[str]:
+    """Another CLIP in place of a preset's."""
+    weights = f"localise.weights={place / backbone}.safetensors"
+    return [f"localise.backbone={backbone}", weights, LAYERS[backbone], *COMMON]
+
+
+def parts(place: Path, method: str, backbone: str) -> tuple[Trainable, Networks]:
+    """A method, and its networks without trained weights."""
+    experiment = load_experiment(method, settings(place, backbone))
+    path = place / f"{backbone}.safetensors"
+    localiser = make_localiser(method, experiment.localise)
+    assert isinstance(localiser, Trainable)
+    return localiser, networks_of(experiment, {"clip": LocatedWeights(path, file_sha256(path), "path")})
+
+
+@pytest.fixture
+def run(cli: Cli, place: Path) -> Callable[..., Result]:
+    """``cascade run`` of a method's preset on a small CLIP."""
+
+    def call(method: str, backbone: str, *changes: str, out: str = "run", adapter: str | Path | None = None) -> Result:
+        weights = place / f"{method}_{backbone}.safetensors" if adapter is None else adapter
+        chosen = [*settings(place, backbone), f"localise.adapter={weights}", *changes]
+        given = [part for each in chosen for part in ("--set", each)]
+        return cli("run", method, "--dataset", place / "data", "--store", "store", "--out", out, *given)
+
+    return call
+
+
+@pytest.mark.parametrize(("method", "backbone"), ON)
+def test_a_run_and_a_segmenter_have_the_same_numbers(
+    run: Callable[..., Result], place: Path, method: str, backbone: str
+) -> None:
+    done = run(method, backbone)
+    assert done.code == 0, done.err
+    results = pd.read_csv("run/results.csv")
+    assert set(results["localiser"]) == {method}
+    assert list(results["step"].unique()) == ["map"]
+    assert "CLIP is told" not in done.out  # these methods are told no words
+    assert run(method, backbone, "localise.keep=tokens", out="kept").code == 0
+    images, kept = (pd.read_parquet(f"{name}/images.parquet").set_index("path") for name in ("run", "kept"))
+    assert np.allclose(images["max_score"], kept["max_score"], atol=5e-3)
+
+    adapter = f"localise.adapter={place / f'{method}_{backbone}'}.safetensors"
+    segmenter = Segmenter.from_preset(method, settings=[*settings(place, backbone), adapter], device="cpu")
+    for path, row in images.iterrows():
+        found = segmenter.predict(place / "data" / str(path))
+        assert found.score == pytest.approx(row["image_score"], abs=2e-3)
+        assert float(found.map.max()) == pytest.approx(row["max_score"], abs=2e-3)
+
+
+@pytest.mark.parametrize(("method", "backbone"), ON)
+def test_the_gaussian_is_an_option_of_its_own(run: Callable[..., Result], method: str, backbone: str) -> None:
+    for sigma in ("0.0", "4.0", "30.0"):
+        assert run(method, backbone, f"localise.sigma={sigma}", out=sigma).code == 0
+    highest = [pd.read_parquet(f"{sigma}/images.parquet")["max_score"] for sigma in ("0.0", "4.0", "30.0")]
+    assert (highest[0] > highest[1]).all()
+    assert (highest[1] > highest[2]).all()
+
+
+def pictures() -> tuple[list[NDArray[np.uint8]], torch.Tensor]:
+    """Four squares of noise on a ground of their own, three with a darker rectangle; and the masks."""
+    rng = np.random.default_rng(4)
+    squares, masks = [], torch.zeros(4, SIDE, SIDE, dtype=torch.bool)
+    for number, box in enumerate([(16, 32, 64, 80), (48, 16, 112, 64), (32, 64, 80, 128), None]):
+        square = rng.integers(120, 240, 3) + rng.integers(-15, 16, (SIDE, SIDE, 3))
+        if box is not None:
+            rows, columns = slice(box[0], box[2]), slice(box[1], box[3])
+            square[rows, columns] = rng.integers(0, 60, (box[2] - box[0], box[3] - box[1], 3))
+            masks[number, rows, columns] = True
+        squares.append(square.clip(0, 255).astype(np.uint8))
+    return squares, masks
+
+
+@pytest.mark.parametrize(("method", "backbone"), ON)
+def test_four_images_are_learnt_by_heart_and_nothing_frozen_moves(
+    place: Path, tmp_path: Path, method: str, backbone: str
+) -> None:
+    localiser, own = parts(place, method, backbone)
+    squares, masks = pictures()
+    inputs = torch.stack([localiser.inputs([square])[0] for square in squares])
+    looks = {name: values.clone() for name, values in localiser.look(own, [inputs]).items()}
+    frozen = deepcopy(own.clip(SIDE).state_dict())
+    torch.manual_seed(2)
+    module = localiser.untrained(own)
+    optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        loss = localiser.loss(module, own, looks, None, masks)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    for name, value in own.clip(SIDE).state_dict().items():
+        assert torch.equal(value, frozen[name]), name
+
+    path = tmp_path / "trained.safetensors"
+    save_file(module.state_dict(), path)
+    trained = Networks(own.config, {**own.weights, "adapter": _located(path)}, own.device, False)
+    arrays, scores = localiser.compare(trained, looks, None)
+    maps = [localiser.map_of({k: v[number] for k, v in arrays.items()}, (SIDE, SIDE)).values for number in range(4)]
+    precision, recall, _ = precision_recall_curve(masks.numpy().ravel(), np.stack(maps).ravel())
+    assert (2 * precision * recall / (precision + recall)).max() > 0.9
+    assert scores[3] < scores[:3].min()
+    read = localiser.untrained(own)
+    read.load_state_dict(load_file(path))
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in read.state_dict().items())
+
+
+def _located(path: Path) -> LocatedWeights:
+    return LocatedWeights(path, file_sha256(path), "path")
+
+
+def test_the_parameters_of_anomaly_clip_are_as_many_as_published() -> None:
+    prompts = LearnedPrompts(768)
+    sizes = {name: value.numel() for name, value in prompts.named_parameters()}
+    assert sizes["ctx_pos"] + sizes["ctx_neg"] == 18_432
+    assert sum(size for name, size in sizes.items() if name.startswith("compound_prompts_text.")) == 24_576
+    assert len(sizes) == 10
+
+
+def test_the_file_of_anomaly_clip_s_authors_is_read(place: Path, run: Callable[..., Result], tmp_path: Path) -> None:
+    """It holds buffers and projections beside the vectors, which their forward pass does not read."""
+    ours = load_file(place / "anomaly_clip_small.safetensors")
+    beside = {
+        "compound_prompt_projections.0.weight": torch.randn(40, 32),
+        "compound_prompt_projections.0.bias": torch.randn(40),
+        "token_prefix_pos": torch.randn(1, 1, 1, 32),
+        "token_suffix_neg": torch.randn(1, 1, 64, 32),
+        "tokenized_prompts_pos": torch.ones(1, 1, 77, dtype=torch.int64),
+    }
+    torch.save({"prompt_learner": ours | beside}, tmp_path / "epoch_15.pth")
+    assert run("anomaly_clip", "small", out="ours").code == 0
+    assert run("anomaly_clip", "small", out="theirs", adapter=tmp_path / "epoch_15.pth").code == 0
+    first, second = (pd.read_csv(f"{name}/results.csv") for name in ("ours", "theirs"))
+    pd.testing.assert_frame_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fc.0.weight": (128, 128)}, "expected ctx_pos, ctx_neg and compound_prompts_text.<i>; found fc.0.weight"),
+        ({"ctx_pos": None}, "found ctx_pos missing"),
+        ({"compound_prompts_text.0": None}, "found no compound_prompts_text"),
+        ({"ctx_neg": (1, 1, 3, 32)}, "prompts of shapes (1, 1, 12, 32), (1, 1, 3, 32), (4, 32)"),
+        ({"ctx_pos": (1, 1, 12, 48), "ctx_neg": (1, 1, 12, 48), "compound_prompts_text.0": (4, 48)}, "has width 32"),
+        ({"compound_prompts_text.1": (4, 32)}, "prompts for 3 blocks, and the text tower of this CLIP model has 2"),
+        ({"compound_prompts_text.1": (5, 32)}, "prompts that do not fit each other"),
+    ],
+)
+def test_other_weights_than_those_of_anomaly_clip_are_refused(
+    place: Path, run: Callable[..., Result], tmp_path: Path, change: dict[str, tuple[int, ...] | None], said: str
+) -> None:
+    state = load_file(place / "anomaly_clip_small.safetensors")
+    for name, shape in change.items():
+        if shape is None:
+            del state[name]
+        else:
+            state[name] = torch.zeros(shape)
+    save_file(state, tmp_path / "other.safetensors")
+    refused = run("anomaly_clip", "small", adapter=tmp_path / "other.safetensors").refusal()
+    assert said in refused
+    assert "other.safetensors" in refused
+    assert not Path("run").exists()
+
+
+def test_a_clip_without_attention_is_refused_by_anomaly_clip(run: Callable[..., Result], place: Path) -> None:
+    refused = run("anomaly_clip", "mini", adapter=place / "anomaly_clip_small.safetensors").refusal()
+    assert "anomaly_clip reads the attention of CLIP's blocks, and 'mini' cannot be read so" in refused
+    assert "ViT-L-14-336" in refused
+    assert not Path("run").exists()
+
+
+def test_a_preset_whose_weights_are_not_here_says_which(cli: Cli, place: Path) -> None:
+    refused = cli("run", "anomaly_clip", "--dataset", place / "data").refusal()
+    assert "2 checkpoints cannot be used" in refused
+    assert "ViT-L-14-336/openai" in refused
+    assert "localise.adapter: anomaly_clip on ViT-L-14-336 needs trained weights" in refused
