@@ -55,7 +55,7 @@ class ClipLocaliser(Localiser):
     """
 
     PLACES = Localiser.PLACES | {"pretrained", "prompts"}
-    LOOK: ClassVar[tuple[str, ...]] = ("backbone", "activation", "sides", "layers", "precision")
+    LOOK: ClassVar[tuple[str, ...]] = ("backbone", "activation", "sides", "precision")
     ATTENTION: ClassVar[bool] = False
 
     backbone: str = Field("ViT-L-14-336", description="an open_clip model, or 'mini'")
@@ -64,15 +64,6 @@ class ClipLocaliser(Localiser):
     sha256: str | None = Field(None, description="digest that the checkpoint must have")
     activation: Literal["gelu", "quickgelu"] = Field("gelu", description="A18: 'gelu' matches APRIL-GAN's checkpoints")
     image_side: ClipSide = Field(518, description="side of the square input in pixels")
-    more_sides: tuple[ClipSide, ...] = Field(
-        (),
-        max_length=8,
-        description="further sides at which CLIP looks at the same image; the logits of all are averaged. "
-        "Adapters are trained at image_side alone",
-    )
-    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
-        (6, 12, 18, 24), min_length=1, max_length=100, description="blocks in ascending order, counted from 1"
-    )
     prompts: str = Field("april_gan", description="prompt ensemble: a name in configs/prompts, or a YAML file")
     keep: Literal["logits", "tokens"] = Field(
         "logits",
@@ -82,18 +73,28 @@ class ClipLocaliser(Localiser):
     precision: Precision = "fp32"
     batch_size: BatchSize = Field(4, description="images in one pass on a GPU; on a CPU one at a time is faster")
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Every side of CLIP's input, ``image_side`` first."""
+        return (self.image_side,)
+
+
+class ClipBlocks(ClipLocaliser):
+    """What every localiser has that looks at the tokens of chosen blocks."""
+
+    LOOK = (*ClipLocaliser.LOOK, "layers")
+
+    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
+        (6, 12, 18, 24), min_length=1, max_length=100, description="blocks in ascending order, counted from 1"
+    )
+
     @field_validator("layers")
     @classmethod
     def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
         return ascending(layers)
 
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Every side of CLIP's input, ``image_side`` first."""
-        return (self.image_side, *self.more_sides)
 
-
-class TrainedClip(ClipLocaliser):
+class TrainedClip(ClipBlocks):
     """What every localiser has that reads CLIP by weights which were trained on another dataset."""
 
     PLACES = ClipLocaliser.PLACES | {"adapter", "adapter_sha256", "adapter_trained_on"}
@@ -114,7 +115,6 @@ class LearnedClip(TrainedClip):
     positions: Literal["bilinear"] = Field(
         "bilinear", description="how the visual positional embedding is resized, without antialiasing"
     )
-    more_sides: tuple[()] = ()
     prompts: Literal["learned"] = "learned"
     sigma: Annotated[Real, Field(ge=0.0, le=1000.0)] = Field(
         4.0, description="of the Gaussian on the map, in pixels of CLIP's square; part of the method"
@@ -137,7 +137,23 @@ class AnomalyClip(LearnedClip):
     )
 
 
-class AprilGan(TrainedClip):
+class LinearClip(TrainedClip):
+    """What both have that read tokens through APRIL-GAN's linear layers."""
+
+    more_sides: tuple[ClipSide, ...] = Field(
+        (),
+        max_length=8,
+        description="further sides at which CLIP looks at the same image; the logits of all are averaged. "
+        "Adapters are trained at image_side alone",
+    )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Every side of CLIP's input, ``image_side`` first."""
+        return (self.image_side, *self.more_sides)
+
+
+class AprilGan(LinearClip):
     """APRIL-GAN: tokens of CLIP blocks through trained linear layers, compared with two text features."""
 
     method: Literal["april_gan"] = "april_gan"
@@ -217,7 +233,7 @@ class Mutual(Localiser):
         return (self.image_side,)
 
 
-class Fused(TrainedClip):
+class Fused(LinearClip):
     """APRIL-GAN's map, and that of a batch whose images judge each other."""
 
     method: Literal["fused"] = "fused"

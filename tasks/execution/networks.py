@@ -32,7 +32,7 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam, trunk_of
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.localisers import ClipLocaliser, LocaliseConfig, Mutual, of_clip, of_features
+from cascade.configs.localisers import ClipBlocks, ClipLocaliser, LocaliseConfig, Mutual, of_clip, of_features
 from cascade.configs.schema import Experiment, RuntimeConfig
 from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
@@ -230,7 +230,7 @@ def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
             f"cannot be read so: {reason}; use a ViT of open_clip, such as ViT-L-14-336"
         )
     depth = config["vision_cfg"]["layers"]
-    if any(layer < 1 or layer > depth for layer in localise.layers):
+    if isinstance(localise, ClipBlocks) and any(layer < 1 or layer > depth for layer in localise.layers):
         raise ConfigError(f"localise.layers {list(localise.layers)}: {localise.backbone} has blocks 1 to {depth}")
     patch = config["vision_cfg"]["patch_size"]
     for number, side in enumerate(localise.sides):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cascade.configs.localisers import of_clip
+from cascade.configs.localisers import LinearClip
 from cascade.configs.schema import TrainConfig
 from cascade.localisers.april_gan import AprilGan
 from cascade.storage.artefacts import Artefact
@@ -58,7 +58,8 @@ def train_adapter(
     from cascade.tasks.execution.networks import networks_of
 
     records = list(run.manifest)
-    localise, networks = of_clip(run.experiment.localise), networks_of(run.experiment, run.weights)
+    localise = cast(LinearClip, run.experiment.localise)
+    networks = networks_of(run.experiment, run.weights)
     clip, model, device = networks.clip(localise.image_side), networks.clip_config, networks.device
     texts = text_features(run, {run.words(record) for record in records})
     torch.manual_seed(config.seed)
@@ -145,7 +146,7 @@ def _encode(run: Run, clip: nn.Module, images: Sequence[NDArray[np.uint8]]) -> t
     from cascade.backbones.clip.backbone import image_tensor, image_tokens
     from cascade.localisers.squares import squared
 
-    config = of_clip(run.experiment.localise)
+    config = cast(LinearClip, run.experiment.localise)
     inputs = torch.stack([image_tensor(squared(image, config.image_side)) for image in images])
     tokens = image_tokens(
         clip, inputs.to(next(clip.parameters()).device), config.layers, bf16=config.precision == "bf16"
@@ -179,7 +180,7 @@ def _start(run: Run, networks: Networks) -> LinearAdapter:
 
 def _training(run: Run, config: TrainConfig, epochs: Sequence[Epoch]) -> dict[str, Any]:
     """What an adapter has to say about itself: enough to refuse an unfair test."""
-    localise = of_clip(run.experiment.localise)
+    localise = cast(LinearClip, run.experiment.localise)
     start = {"start": adapter_training(run.weights["adapter"])} if "adapter" in run.weights else {}
     return start | {
         "method": "april_gan",
