@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.configs.localisers import of_clip
+from cascade.localisers.protocol import Localiser
 from cascade.storage.artefacts import ArraySpec, Artefact
-from cascade.storage.errors import CorruptItem
+from cascade.storage.errors import ConfigError, CorruptItem
 from cascade.storage.keys import StageKey
 from cascade.tasks.stage import Run
 
@@ -34,6 +35,7 @@ def key(run: Run) -> StageKey:
         "backbone": localise.backbone,
         "activation": localise.activation,
         "sentences": load_ensemble(localise.prompts).as_data(),
+        **run.localiser.text_options,
     }
     return StageKey("words", VERSION, config, weights={"clip": run.weights["clip"].sha256})
 
@@ -66,16 +68,24 @@ def _compute(run: Run, words: Set[str], artefact: Artefact) -> None:
     clip, shape = networks.clip(run.localiser.sides[0]), (networks.clip_config["embed_dim"], 2)
     with artefact.writing(sorted(artefact.missing(words)), {"features": ArraySpec(shape, "float32")}):
         for each in sorted(artefact.missing(words)):  # another shard may have been first
-            artefact.write(each, {"features": features_of(each, prompts, clip)}, {})
+            artefact.write(each, {"features": features_of(run.localiser, each, prompts, clip)}, {})
 
 
-def features_of(words: str, prompts: str, clip: nn.Module) -> NDArray[np.float32]:
-    """[D, 2] unit columns, normal and abnormal, of a class under the prompt ensemble ``prompts``."""
+def features_of(localiser: Localiser, words: str, prompts: str, clip: nn.Module) -> NDArray[np.float32]:
+    """[D, 2] unit columns, normal and abnormal, of a class under the prompt ensemble ``prompts``.
+
+    Raises ``ConfigError`` if the localiser finds nothing that stands for the sentences.
+    """
     import torch
 
-    from cascade.backbones.clip.backbone import mean_text_feature
+    from cascade.backbones.clip.backbone import sentence_features
     from cascade.tasks.ensembles import load_ensemble
 
-    normal_and_abnormal = [mean_text_feature(clip, sentences) for sentences in load_ensemble(prompts).sentences(words)]
-    features: NDArray[np.float32] = torch.stack(normal_and_abnormal, dim=1).cpu().numpy()
+    columns = []
+    for sentences in load_ensemble(prompts).sentences(words):
+        try:
+            columns.append(localiser.text_feature(sentence_features(clip, sentences)))
+        except ValueError as error:
+            raise ConfigError(f"localise.prompts {prompts}, '{words}': {error}") from error
+    features: NDArray[np.float32] = torch.stack(columns, dim=1).cpu().numpy()
     return features

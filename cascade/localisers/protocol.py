@@ -156,6 +156,20 @@ class Localiser(ABC):
         """
 
     @property
+    def text_options(self) -> dict[str, Any]:
+        """What ``text_feature`` depends on, as plain data for a key."""
+        return {}
+
+    def text_feature(self, sentences: torch.Tensor) -> torch.Tensor:
+        """The vector [D] of length 1 that stands for sentences, from their embeddings [n, D] as CLIP gives them.
+
+        The mean of their unit vectors, unless a method does otherwise. Raises ``ValueError`` if there is none.
+        """
+        from cascade.backbones.clip.backbone import mean_direction
+
+        return mean_direction(sentences)
+
+    @property
     def rescores(self) -> bool:
         """Whether the scores of a batch's images change each other, once all are known."""
         return False

@@ -12,6 +12,7 @@ from cascade.configs.schema import Experiment, Frame
 from cascade.configs.settings import Settings
 from cascade.frames import Size
 from cascade.localisers import make_localiser
+from cascade.localisers.protocol import Localiser
 from cascade.refiners import make_refiner
 from cascade.segmenter import Parts, SamParts
 from cascade.tasks.execution.networks import Networks, decoder_of, networks_of, sam_of
@@ -43,7 +44,7 @@ def parts_of(experiment: Experiment) -> Parts:
         localiser=localiser,
         networks=networks,
         kept=experiment.localise.keep == "tokens",
-        texts=_texts(experiment, networks, localiser.sides[0]) if localiser.WORDS else None,
+        texts=_texts(experiment, networks, localiser) if localiser.WORDS else None,
         refiner=refiner,
         sam=sam,
         prompt_frame=_frame(experiment.prompt.frame),
@@ -59,11 +60,11 @@ def _frame(frame: Frame) -> Callable[[Size], Size]:
     return lambda size: size if frame == "native" else (frame, frame)
 
 
-def _texts(experiment: Experiment, networks: Networks, side: int) -> Callable[[str], torch.Tensor]:
+def _texts(experiment: Experiment, networks: Networks, localiser: Localiser) -> Callable[[str], torch.Tensor]:
+    prompts, side = of_clip(experiment.localise).prompts, localiser.sides[0]
+
     @cache
     def texts(words: str) -> torch.Tensor:
-        return torch.from_numpy(features_of(words, of_clip(experiment.localise).prompts, networks.clip(side))).to(
-            networks.device
-        )
+        return torch.from_numpy(features_of(localiser, words, prompts, networks.clip(side))).to(networks.device)
 
     return texts

@@ -97,7 +97,7 @@ def build_clip(
         raise ValueError(
             f"an image side of {image_side} is no multiple of the patch side {vision_config['patch_size']}"
         )
-    weights = {name: value.float() for name, value in state.items()}
+    weights = {name.removeprefix("module."): value.float() for name, value in state.items()}  # of several GPUs
     if trunk is not None:
         model: nn.Module = MiniClip(config, Trunk(trunk))
     else:
@@ -159,14 +159,23 @@ def image_tokens(model: nn.Module, images: torch.Tensor, layers: Sequence[int], 
 
 
 @torch.inference_mode()
+def sentence_features(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
+    """[n, D] float32: the embeddings of sentences as the text tower gives them, not normalised."""
+    parts = [
+        model.encode_text(part)  # type: ignore[operator]
+        for part in torch.split(tokenised(model, sentences), _SENTENCES_AT_ONCE)
+    ]
+    return torch.cat(parts).float()
+
+
+def mean_direction(features: torch.Tensor) -> torch.Tensor:
+    """[D] of length 1: the mean of [n, D], each normalised before."""
+    return nn.functional.normalize(nn.functional.normalize(features, dim=-1).mean(dim=0), dim=0)
+
+
 def mean_text_feature(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
     """[D]: each sentence's embedding normalised, their mean normalised again; float32."""
-    tokens = tokenised(model, sentences)
-    features = [
-        model.encode_text(part, normalize=True)  # type: ignore[operator]
-        for part in torch.split(tokens, _SENTENCES_AT_ONCE)
-    ]
-    return nn.functional.normalize(torch.cat(features).float().mean(dim=0), dim=0)
+    return mean_direction(sentence_features(model, sentences))
 
 
 def tokenised(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:

@@ -255,13 +255,13 @@ def test_a_damaged_item_alone_is_computed_again(bench: Bench, finished: tuple[Be
 def test_a_class_is_put_into_words_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither another shard nor another run calls the text tower again; damaged features are made anew."""
     asked: list[list[str]] = []
-    true = backbone.mean_text_feature
+    true = backbone.sentence_features
 
     def counted(model: Any, sentences: list[str]) -> Any:
         asked.append(sentences)
         return true(model, sentences)
 
-    monkeypatch.setattr(backbone, "mean_text_feature", counted)
+    monkeypatch.setattr(backbone, "sentence_features", counted)
     cached = bench.run()
     (words,) = [each for each in cached.stored() if each.key.stage == "words"]
     assert set(words.done()) == {"carpet", "metal_plate"}
