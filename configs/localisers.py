@@ -250,11 +250,23 @@ class Fused(LinearClip):
         return super().look_options() | {"batch": self.batch.look_options()}
 
 
+class WinClip(ClipLocaliser):
+    """WinCLIP: windows of the image, each alone before CLIP, compared with two text features; no training."""
+
+    LOOK: ClassVar[tuple[str, ...]] = ("method", *ClipLocaliser.LOOK, "scales")
+
+    method: Literal["winclip"] = "winclip"
+    scales: tuple[Annotated[Whole, Field(ge=1, le=256)], ...] = Field(
+        (2, 3), min_length=1, max_length=8, description="sides of the windows in cells; WinCLIP's are 32 and 48 pixels"
+    )
+
+
 LocaliseConfig = Annotated[
     Annotated[AprilGan, Tag("april_gan")]
     | Annotated[AnomalyClip, Tag("anomaly_clip")]
     | Annotated[Mutual, Tag("mutual")]
-    | Annotated[Fused, Tag("fused")],
+    | Annotated[Fused, Tag("fused")]
+    | Annotated[WinClip, Tag("winclip")],
     named("april_gan"),
 ]
 

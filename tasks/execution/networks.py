@@ -32,7 +32,7 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam, trunk_of
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.localisers import ClipBlocks, ClipLocaliser, LocaliseConfig, Mutual, of_clip, of_features
+from cascade.configs.localisers import ClipBlocks, ClipLocaliser, LocaliseConfig, Mutual, WinClip, of_clip, of_features
 from cascade.configs.schema import Experiment, RuntimeConfig
 from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
@@ -240,6 +240,11 @@ def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
                 f"localise.{'more_sides' if number else 'image_side'} {side}: must be a multiple of the patch side of "
                 f"{localise.backbone}, {patch}; for example {max(below, patch)} or {below + patch}"
             )
+    if isinstance(localise, WinClip) and max(localise.scales) > localise.image_side // patch:
+        raise ConfigError(
+            f"localise.scales {list(localise.scales)}: an input of {localise.image_side} pixels has "
+            f"{localise.image_side // patch} cells along a side; choose smaller windows"
+        )
 
 
 @lru_cache(maxsize=1)

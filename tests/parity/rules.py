@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from cascade.backbones.clip.backbone import build_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -123,3 +126,14 @@ def clip_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray
     if name.endswith("bias"):
         return x * np.float32(0.01)
     return 1 + np.float32(0.1) * x
+
+
+def golden_clip(config: dict, salt: str) -> torch.nn.Module:
+    """The tiny CLIP of a golden file's ``config_json``, at the size that its images were run at."""
+    bare = open_clip.CLIP(
+        config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config["quick_gelu"]
+    )
+    state = {
+        name: torch.from_numpy(clip_weight(name, tuple(value.shape), salt)) for name, value in bare.state_dict().items()
+    }
+    return build_clip(config, state, int(config["image_size_run"]), quick_gelu=config["quick_gelu"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, mean_text_feature
+from cascade.backbones.clip.backbone import image_tensor, image_tokens, mean_text_feature
 from cascade.backbones.clip.ensemble import PromptEnsemble
 from cascade.configs.loader import PROMPTS
 from cascade.localisers.patch_text import (
@@ -21,7 +21,7 @@ from cascade.localisers.patch_text import (
 )
 from cascade.localisers.squares import squared
 from cascade.losses import dice_loss, focal_loss, segmentation_loss
-from tests.parity.rules import clip_weight, golden_files
+from tests.parity.rules import clip_weight, golden_clip, golden_files
 
 LAYERS = (6, 12, 18, 24)
 
@@ -38,14 +38,7 @@ def config(case):
 
 @pytest.fixture(scope="module")
 def model(case, config):
-    bare = open_clip.CLIP(
-        config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config["quick_gelu"]
-    )
-    salt = str(case["salt"])
-    state = {
-        name: torch.from_numpy(clip_weight(name, tuple(value.shape), salt)) for name, value in bare.state_dict().items()
-    }
-    return build_clip(config, state, int(config["image_size_run"]), quick_gelu=config["quick_gelu"])
+    return golden_clip(config, str(case["salt"]))
 
 
 @pytest.fixture(scope="module")

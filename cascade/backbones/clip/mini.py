@@ -124,9 +124,13 @@ class MiniTower(nn.Module):
         for block in self.transformer.resblocks:
             tokens = block(tokens)
             after.append(tokens)
-        normed = self.ln_post(tokens)
-        drawn = self.ask(normed).softmax(dim=1).transpose(1, 2) @ normed
-        return after, self.proj(drawn.flatten(1))
+        return after, self.pooled(self.ln_post(tokens))
+
+    def pooled(self, cells: Tensor) -> Tensor:
+        """The feature ``[B, embed_dim]`` of any set of cells ``[B, n, width]``, after ``ln_post``."""
+        drawn = self.ask(cells).softmax(dim=1).transpose(1, 2) @ cells
+        feature: Tensor = self.proj(drawn.flatten(1))
+        return feature
 
 
 def _resized(cells: Tensor, grid: Sequence[int]) -> Tensor:
@@ -186,10 +190,18 @@ class MiniClip(nn.Module):
 
         The first token of a block is the mean of the others: this tower has none of its own.
         """
-        after, pooled = self.visual(seen_levels(self.trunk, 2 * (image * self.std + self.mean) - 1))
+        after, pooled = self.visual(self._levels(image))
         chosen = [after[index] for index in image_indices]
         return {
             "image_intermediates": chosen,
             "image_intermediates_prefix": [tokens.mean(dim=1, keepdim=True) for tokens in chosen],
             "image_features": pooled,
         }
+
+    def cells(self, image: Tensor) -> Tensor:
+        """The cells ``[B, g·g, width]`` from which a feature is drawn, for images that are normalised for CLIP."""
+        normed: Tensor = self.visual.ln_post(self.visual(self._levels(image))[0][-1])
+        return normed
+
+    def _levels(self, image: Tensor) -> list[Tensor]:
+        return seen_levels(self.trunk, 2 * (image * self.std + self.mean) - 1)

@@ -142,6 +142,7 @@ WITHOUT_CASE = {
     **dict.fromkeys(
         (f"localise.batch.{name}" for name in Mutual.model_fields), "of mutual; compared in test_mutual.py"
     ),
+    "localise.scales": "of winclip alone; compared in test_winclip.py",
     "refine.method": "each method has options of its own",
     "refine.batch_size": "how many at a time",
 }
