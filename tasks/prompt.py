@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 VERSION = 2
 
 
+def config(run: Run) -> dict[str, Any]:
+    """Every choice of PPG, less those that the refiner's own leave without effect."""
+    fixed = run.refiner.PROMPTS
+    asked = {name: value for name, value in fixed.items() if name in PromptConfig.model_fields}
+    return config_of(run.experiment.prompt.model_copy(update=asked)) | dict(fixed)
+
+
 def arrays(run: Run, items: Sequence[StageItem]) -> dict[str, ArraySpec]:
     """None: a few points fit in the ledger."""
     return {}
@@ -38,7 +46,7 @@ def compute(run: Run, items: Sequence[StageItem], artefact: Artefact) -> None:
     from cascade.prompts.image import image_prompts
 
     config, embed = run.experiment.prompt, run.experiment.embed
-    options, side = prompt_options(config), input_side(embed.backbone)
+    options, side = prompt_options(config, run.refiner.PROMPTS), input_side(embed.backbone)
     maps, embeddings = Maps(run), EMBED.artefact(run)
 
     def read(item: StageItem) -> NDArray[np.float16]:
@@ -64,8 +72,8 @@ def frame_size(frame: Frame, record: ImageRecord) -> tuple[int, int]:
     return (record.height, record.width) if frame == "native" else (frame, frame)
 
 
-def prompt_options(config: PromptConfig) -> PromptOptions:
-    """The options of PPG from their nested configuration."""
+def prompt_options(config: PromptConfig, fixed: Mapping[str, Any] = MappingProxyType({})) -> PromptOptions:
+    """The options of PPG from their nested configuration, and those that a refiner fixes."""
     from cascade.prompts.ppg import PromptOptions
 
     flat = config.model_dump(exclude={"frame", "threshold", "spacing", "dilation"})
@@ -75,13 +83,13 @@ def prompt_options(config: PromptConfig) -> PromptOptions:
         (config.dilation, "dilation_"),
     ):
         flat |= {name if name == "min_area" else prefix + name: value for name, value in section.model_dump().items()}
-    return PromptOptions(**flat)
+    return PromptOptions(**(flat | dict(fixed)))
 
 
 PROMPT = Stage(
     name="prompt",
     version=lambda run: VERSION,
-    config=lambda run: config_of(run.experiment.prompt),
+    config=config,
     upstream=(EMBED, LOCALISE),
     roles=no_roles,
     items=localised_items,

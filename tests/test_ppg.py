@@ -155,6 +155,32 @@ def test_ring_guard_can_empty_the_ring(scene, options):
     assert none.labels.tolist() == [1, 1, 1]
 
 
+def test_a_negative_from_the_whole_image_is_the_least_similar_pixel_outside(scene, options):
+    """PerSAM's negative: the smallest cosine to the prototype, wherever it is."""
+    anomaly, margin, features = scene
+    chosen = replace(options, positives=1, negatives=1, negatives_from="image")
+    own = generate_prompts(anomaly, margin, features, FRAME, chosen).sets[0]
+    region = anomaly >= 0.8 * anomaly.max()
+    share = region.reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).mean(axis=(1, 3))
+    prototype = functional.normalize((features * torch.from_numpy(share).float()).sum(dim=(1, 2)), dim=0)
+    cosine = torch.einsum("c,chw->hw", prototype, functional.normalize(features, dim=0))
+    whole = functional.interpolate(cosine[None, None], (SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0]
+    lowest = np.where(region, np.inf, whole.numpy())
+    y, x = np.unravel_index(lowest.argmin(), lowest.shape)
+    assert own.points.tolist() == [[30, 40], [x, y]]
+    assert not ndimage.binary_dilation(region, kernel_of("ellipse", 25))[y, x], "the scene's lowest is in the ring"
+
+
+def test_the_box_of_a_region_is_its_own_or_that_of_its_ring(scene, options):
+    anomaly, margin, features = scene
+    rows, columns = np.nonzero(anomaly >= 0.8 * anomaly.max())
+    own = generate_prompts(anomaly, margin, features, FRAME, replace(options, box_of="region")).sets[0]
+    assert own.box.tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+    ring = generate_prompts(anomaly, margin, features, FRAME, options).sets[0]
+    assert (ring.box[:2] < own.box[:2]).all()
+    assert (ring.box[2:] > own.box[2:]).all()
+
+
 def test_whole_image_anomalous_has_no_ring(options):
     anomaly = np.ones((SIDE, SIDE), np.float32)
     own = generate_prompts(anomaly, anomaly, torch.randn(16, GRID, GRID), FRAME, options).sets[0]

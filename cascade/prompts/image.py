@@ -20,7 +20,7 @@ class PromptSet:
         points: (x, y) in pixels of the image, positives first.
         labels: 1 positive, 0 negative.
         values: the map's score at a positive point, the cosine similarity at a negative one.
-        box: (x0, y0, x1, y1) of the dilated S_a in the prompt frame.
+        box: (x0, y0, x1, y1) of S_a in the prompt frame, dilated or not.
         area: pixels of S_a in the prompt frame.
         empty_ring: no pixel was left for negative points.
     """

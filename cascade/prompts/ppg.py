@@ -10,7 +10,8 @@
     P   = concat(P_h, P_l)             (8)
 
 Source: Hou et al., "Enhancing Zero-Shot Anomaly Detection: CLIP-SAM Collaboration with Cascaded Prompts", section 3.1.
-What the paper leaves open is an option (A3 to A9, A14). Every ranking breaks ties the same way on every machine.
+What the paper leaves open is an option (A3 to A9, A14), and so is what another refiner than CPS asks for. Every ranking
+breaks ties the same way on every machine.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """The open choices, each explained beside its field in the configuration schema."""
+    """The open choices, each explained beside its field in the configuration schema, and what a refiner may fix.
+
+    Attributes:
+        negatives_from: where negative points are looked for: in the ring N_a, or anywhere outside S_a.
+        box_of: whose box goes with the points: that of the dilated S_a, or of S_a itself.
+    """
 
     threshold_rule: Literal["max", "absolute", "relative", "quantile"]
     threshold_absolute: float
@@ -57,6 +63,8 @@ class PromptOptions:
     features: Literal["cell", "pixel"]
     ring_limit: float | None
     grouping: Literal["image", "component"]
+    negatives_from: Literal["ring", "image"] = "ring"
+    box_of: Literal["dilated", "region"] = "dilated"
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class PointPrompts:
         points: [n, 2] float64 (x, y) in pixels of the prompt frame, positives first.
         labels: [n] int64, 1 positive, 0 negative.
         values: [n] float64, the map's score at a positive point, the cosine similarity at a negative one.
-        box: [4] float64, box of the dilated S_a in the prompt frame.
+        box: [4] float64, box of S_a in the prompt frame, dilated or not.
         area: pixels of S_a.
         empty_ring: no pixel was left for negative points.
     """
@@ -163,7 +171,8 @@ def _prompts_of_region(
 ) -> PointPrompts:
     kernel = dilation_kernel(options.dilation_shape, options.dilation_size)
     dilated = cv2.dilate(region.astype(np.uint8), kernel) > 0
-    ring = dilated & ~(anomaly_map >= threshold)
+    around = dilated if options.negatives_from == "ring" else np.ones_like(dilated)
+    ring = around & ~(anomaly_map >= threshold)
     if options.ring_limit is not None:
         ring &= anomaly_map < options.ring_limit * threshold
 
@@ -174,7 +183,7 @@ def _prompts_of_region(
         points=np.stack([columns[positive], rows[positive]], axis=1).astype(np.float64),
         labels=np.ones(len(positive), dtype=np.int64),
         values=anomaly_map[rows[positive], columns[positive]].astype(np.float64),
-        box=mask_box(dilated),
+        box=mask_box(dilated if options.box_of == "dilated" else region),
         area=int(region.sum()),
         empty_ring=not ring.any(),
     )

@@ -61,7 +61,7 @@ def run_cascade(
     boxes, drawn = _boxes(second, best_second, rows, options)
     if drawn.is_cuda or not drawn.all():  # to ask a GPU takes longer than to compute what is rarely needed
         boxes_first, drawn_first = _boxes(first, best_first, rows, options)
-        rings = _numbers([row.ring_box for row in rows], drawn)
+        rings = _numbers([row.region_box for row in rows], drawn)
         boxes = torch.where(drawn[:, None], boxes, torch.where(drawn_first[:, None], boxes_first, rings))
         fed = torch.where((drawn | ~drawn_first)[:, None, None, None], fed, fed_first)
 

@@ -6,9 +6,10 @@ Nothing here imports torch, so that a run which finds everything in the store st
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,13 @@ class Row:
     Attributes:
         frame: where the image lies in SAM's input.
         size: (height, width) of the prompt frame, in which the box of a mask is taken.
-        ring_box: [4] box of the dilated S_a in the prompt frame.
+        region_box: [4] box of S_a in the prompt frame, dilated unless the method fixes another.
         map: [4·grid, 4·grid] anomaly map over the input, in [0, 1]; only for a refiner that asks for it.
     """
 
     frame: InputFrame
     size: Size
-    ring_box: Box
+    region_box: Box
     map: NDArray[np.float64] | None = None
 
 
@@ -69,12 +70,15 @@ class Refiner(ABC):
         VERSION: raised by hand when the mathematics changes.
         STEPS: names in order, as in the tables; without any, the map is the result, and no prompt is made.
         MASKS: most masks that a step has.
+        PROMPTS: options of PPG that belong to the method, by the names of ``cascade.prompts.ppg.PromptOptions``; they
+            hold whatever the experiment says of its prompts.
         needs_map: whether a row's ``map`` is to be given.
     """
 
     VERSION: ClassVar[int]
     STEPS: ClassVar[tuple[str, ...]]
     MASKS: ClassVar[int] = 3
+    PROMPTS: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     needs_map: bool = False
 
     @abstractmethod

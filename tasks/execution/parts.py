@@ -48,7 +48,7 @@ def parts_of(experiment: Experiment) -> Parts:
         refiner=refiner,
         sam=sam,
         prompt_frame=_frame(experiment.prompt.frame),
-        prompts=prompt_options(experiment.prompt),
+        prompts=prompt_options(experiment.prompt, refiner.PROMPTS),
         score_frame=_frame(experiment.score.frame),
         fusion=fusion_options(experiment.score),
         image_score=experiment.score.image_score,
