@@ -8,6 +8,12 @@ from pydantic import Field, Tag
 
 from cascade.configs.section import BatchSize, Fraction, Precision, Section, Switch, named
 
+Decoder = Annotated[
+    Literal["absorbed", "plain"],
+    Field(description="SAM's decoder in a faster order of multiplication, or as it is published; same masks"),
+]
+Batch = Annotated[BatchSize, Field(description="images in one pass; on a CPU every core has a batch of its own")]
+
 
 class Unrefined(Section):
     """No refiner: the map is the result; neither SAM nor prompts are needed."""
@@ -30,18 +36,46 @@ class Cps(Section):
         "mask", description="A12: one box of the whole mask, of its largest part, or one box for each part"
     )
     box_padding: Fraction = Field(0.0, description="A12: growth of the box on each side, in its sides")
-    decoder: Literal["absorbed", "plain"] = Field(
-        "absorbed", description="SAM's decoder in a faster order of multiplication, or as it is published; same masks"
-    )
+    decoder: Decoder = "absorbed"
     empty: Literal["previous", "skip"] = Field(
         "previous", description="A13: an empty second mask falls back to the first mask or S_a, or skips the third step"
     )
     precision: Precision = "fp32"
-    batch_size: BatchSize = Field(4, description="images in one pass; on a CPU every core has a batch of its own")
+    batch_size: Batch = 4
 
     def _idle(self) -> set[str]:
         idle = set() if any(self.multimask) else {"choice"}
         return idle if any(self.multimask[:2]) else idle | {"feedback"}
 
 
-RefineConfig = Annotated[Annotated[Cps, Tag("cps")] | Annotated[Unrefined, Tag("none")], named("cps")]
+class Mmr(Section):
+    """ClipSAM's MMR, as we read it: points and a box for each part of the map, and SAM's three masks merged.
+
+    Its prompts have no negative points and one set for each part, whatever ``prompt`` says of these.
+    """
+
+    method: Literal["mmr"] = "mmr"
+    decoder: Decoder = "absorbed"
+    precision: Precision = "fp32"
+    batch_size: Batch = 4
+
+
+class PerSam(Section):
+    """PerSAM's cascade: CPS's passes with one mask in the first, one positive point and one negative.
+
+    The points are so whatever ``prompt`` says of positives, negatives and similarity.
+    """
+
+    method: Literal["persam"] = "persam"
+    decoder: Decoder = "absorbed"
+    precision: Precision = "fp32"
+    batch_size: Batch = 4
+
+
+RefineConfig = Annotated[
+    Annotated[Cps, Tag("cps")]
+    | Annotated[Mmr, Tag("mmr")]
+    | Annotated[Unrefined, Tag("none")]
+    | Annotated[PerSam, Tag("persam")],
+    named("cps"),
+]

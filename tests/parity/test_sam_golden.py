@@ -13,6 +13,7 @@ from cascade.backbones.sam.image import embed, input_frame, normalise, to_input
 from cascade.frames import InputFrame, logits_in_frame, scale_points
 from cascade.refiners.cps import Cps
 from cascade.refiners.passes import run_cascade
+from cascade.refiners.persam import PerSam
 from cascade.refiners.protocol import Row
 from tests.parity.rules import formula_embedding, golden_files, golden_sam, sam_image
 
@@ -78,6 +79,22 @@ def test_three_steps_equal_the_official_predictor(sam, decoder, path):
         third = decoder(embedding, points, labels, boxes=boxes, mask_input=fed, multimask=options.multimask[2])
         iou = third.predicted_iou[0].numpy()
         _compare(case, prefix, third.low_res_logits[0].numpy(), iou, int(iou.argmax()), frame, size)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem.endswith("ftt")], ids=lambda path: path.stem)
+def test_persam_is_the_cascade_with_one_mask_first(sam, path):
+    case = np.load(path)
+    size = tuple(case["original_size"].tolist())
+    frame = input_frame(size, "padded", 1024)
+    points = torch.from_numpy(scale_points(case["points"], size, frame.size)).float()[None]
+    labels = torch.from_numpy(case["labels"])[None]
+    row = Row(frame, size, np.array([0, 0, size[1] - 1, size[0] - 1], dtype=np.float64))
+    result = PerSam().refine(partial(decode, sam), _embedding(sam, case), points, labels, [row])[0]
+    assert [len(step.logits) for step in result.steps] == [1, 3, 3]
+    for number, step in enumerate(result.steps[: 2 if result.box_fallback else 3], start=1):
+        _compare(case, f"s{number}_", step.logits, step.predicted_iou, step.chosen, frame, size)
+    if not result.box_fallback:
+        np.testing.assert_array_equal(result.steps[2].boxes[0], case["s3_box"])
 
 
 def _compare(case, prefix, logits, predicted_iou, chosen, frame, size):

@@ -33,6 +33,8 @@ def segmenter_of(bench: Bench, *more: str) -> Segmenter:
         ("localise.keep=logits", "refine.choice=agreement", "score.image_score=max"),
         ("prompt.grouping=component", "prompt.threshold.min_area=60", "score.frame=native", "prompt.frame=native"),
         ("refine.method=none",),
+        ("refine.method=persam",),
+        ("refine.method=mmr", "prompt.threshold.min_area=2"),
         ("prompt.threshold.rule=absolute", "prompt.threshold.absolute=1.0"),  # no prompt
     ],
 )
