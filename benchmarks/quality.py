@@ -39,7 +39,7 @@ from cascade.flows.engines.evaluate import evaluate
 from cascade.flows.engines.local import execute_locally
 from cascade.flows.run.prepare import prepare
 from cascade.flows.run.progress import RichReporter
-from cascade.flows.train import train_april_gan, train_config
+from cascade.flows.train import train_config, train_method
 from cascade.frames import logits_in_frame, mask_box, scale_points
 from cascade.refiners.cps import Cps
 from cascade.refiners.passes import run_cascade
@@ -52,6 +52,7 @@ from cascade.tasks.execution.networks import decoder_of, device_of
 from cascade.tasks.stage import Run
 from cascade.tasks.tables.batch import COLUMN, batch_note
 from cascade.tasks.tables.results import results_table
+from cascade.tasks.training.provenance import card_of
 
 LAST = Path(__file__).parent / "results"
 """Where the committed tables are."""
@@ -152,8 +153,9 @@ def left_out(data: Path, settings: list[str], store: Path, reporter: RichReporte
         adapter.parent.mkdir(parents=True, exist_ok=True)
         others = load_experiment("mini", [f"dataset.path={data}", f"dataset.exclude=[{category}]", *settings])
         if not _made_alike(adapter, run):
-            adapter.unlink(missing_ok=True)
-            train_april_gan(others, train_config(TUNING), adapter, store=store)
+            for path in (adapter, card_of(adapter)):
+                path.unlink(missing_ok=True)
+            train_method(others, train_config(TUNING), adapter, store=store)
         chosen = [f"dataset.path={data}", f"dataset.categories=[{category}]", f"localise.adapter={adapter}", *settings]
         _, table = evaluated(load_experiment("mini", chosen), store, reporter)
         tables.append(table[table["category"] == category])

@@ -105,6 +105,11 @@ class TrainedClip(ClipBlocks):
         (), description="names of the datasets behind a foreign adapter; our own adapters carry theirs"
     )
 
+    @property
+    def trained_by(self) -> str:
+        """The method whose training makes the weights."""
+        return self.method
+
 
 class LearnedClip(TrainedClip):
     """What every localiser has whose prompts are learned too: it is asked for no object, and looks once."""
@@ -240,6 +245,11 @@ class Fused(LinearClip):
     keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
     batch: Mutual = Mutual()
     weight: Fraction = Field(0.5, description="of the batch's map; that of the single image has the rest")
+
+    @property
+    def trained_by(self) -> str:
+        """APRIL-GAN."""
+        return "april_gan"
 
     def key_options(self) -> dict[str, Any]:
         """The options that are part of the key."""

@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _NO_FOLDERS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.(parquet|json|lock)?", re.IGNORECASE)
 """Names of devices, names that end in a point, and those that files beside the runs may have."""
 
+Beta = Annotated[Real, Field(ge=0.0, lt=1.0)]
 Frame = Annotated[Whole, Field(ge=16, le=8192)] | Literal["native"]
 
 
@@ -239,14 +240,27 @@ class Experiment(Section):
 
 
 class TrainConfig(Section):
-    """How the APRIL-GAN linear layers are trained (A19)."""
+    """How a localiser's own weights are trained; the defaults are APRIL-GAN's (A19).
+
+    A method that was published with another recipe says so (``RECIPE`` of its class).
+    """
 
     epochs: Whole = Field(15, ge=1, le=100_000)
     batch_size: BatchSize = Field(16, description="A19: 16 in the paper, 8 in APRIL-GAN's script")
     learning_rate: Real = Field(1e-3, gt=0.0, le=10.0)
+    optimiser: Literal["adam", "adamw"] = "adam"
+    betas: tuple[Beta, Beta] = Field((0.5, 0.999), description="of the running means of gradient and square")
+    weight_decay: Real = Field(0.0, ge=0.0, le=10.0)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate: as it is, or from step to step down to 0 along half a cosine"
+    )
     mosaic: Fraction = Field(0.0, description="probability of a 2x2 mosaic in place of an image")
     seed: Whole = Field(111, ge=0, lt=2**32)
     start: str | None = Field(
         None,
         description="adapter that the training starts from, a path or a registered name; random layers when absent",
     )
+    held_out: Fraction = Field(
+        0.0, description="share of the categories that is not learned from, but judged after every epoch"
+    )
+    precision: Precision = Field("fp32", description="of what is trained and of the loss; bf16 is for a GPU")

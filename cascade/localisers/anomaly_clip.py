@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ class AnomalyClip(Trainable):
 
     VERSION = 1
     ROLES = ("clip", "adapter")
+    RECIPE = MappingProxyType({"batch_size": 8})
 
     sides: tuple[int, ...]
     layers: tuple[int, ...]
@@ -79,7 +81,7 @@ class AnomalyClip(Trainable):
 
         from cascade.localisers.learned_prompts import cosine_logits, known_features, on_grid
 
-        learned = known_features(self.prompts(networks), networks.clip(self.sides[0]))
+        learned = known_features(self.adapter(networks), networks.clip(self.sides[0]))
         with torch.inference_mode():
             logits = on_grid(cosine_logits(looks["cells"], learned))
             scores = cosine_logits(looks["pooled"], learned).softmax(dim=-1)[:, 1]
@@ -89,7 +91,7 @@ class AnomalyClip(Trainable):
         """``logits`` [L, 2, grid, grid] float32."""
         grid = self._grid(networks)
         networks.clip(self.sides[0])
-        self.prompts(networks)
+        self.adapter(networks)
         return {"logits": Kept((len(self.layers), 2, grid, grid), "float32")}
 
     def map_of(self, arrays: Mapping[str, NDArray[Any]], size: Size) -> AnomalyMap:
@@ -123,11 +125,11 @@ class AnomalyClip(Trainable):
         assert isinstance(module, LearnedPrompts)
         return prompts_loss(module, networks.clip(self.sides[0]), looks["cells"], looks["pooled"], masks)
 
-    def prompts(self, networks: Networks) -> LearnedPrompts:
+    def adapter(self, networks: Networks) -> LearnedPrompts:
         """The trained prompts."""
         from cascade.localisers.learned_prompts import build_prompts, misfit
 
-        return networks.trained("adapter", build_prompts, lambda prompts: misfit(prompts, networks.clip_config))
+        return networks.trained(self.TRAINED, build_prompts, lambda prompts: misfit(prompts, networks.clip_config))
 
     def _grid(self, networks: Networks) -> int:
         patch: int = networks.clip_config["vision_cfg"]["patch_size"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
@@ -194,9 +195,15 @@ class Trainable(Localiser):
 
     Attributes:
         TRAINED: the role, among ``ROLES``, of the checkpoint that a training writes.
+        RECIPE: options of the published training, where they are not the defaults of ``TrainConfig``.
     """
 
     TRAINED: ClassVar[str] = "adapter"
+    RECIPE: ClassVar[Mapping[str, object]] = MappingProxyType({})
+
+    @abstractmethod
+    def adapter(self, networks: Networks) -> nn.Module:
+        """What ``untrained`` makes, with the weights of the checkpoint: ``networks.trained`` of the role."""
 
     @abstractmethod
     def untrained(self, networks: Networks) -> nn.Module:

@@ -141,6 +141,12 @@ class Networks:
         """
         located = self.weights[role]
         training = adapter_training(located)
+        method = getattr(self.config, "trained_by", self.config.method)
+        if training.get("method", method) != method:
+            raise WeightsError(
+                f"{located.path}: was trained as {training['method']}, not as {method}; use another {role}, or set "
+                f"localise.method={training['method']}"
+            )
         for name in ("backbone", "layers", "activation"):
             chosen = getattr(self.config, name, None)
             chosen = list(chosen) if isinstance(chosen, tuple) else chosen

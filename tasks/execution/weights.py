@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,8 @@ PACKAGED_FEATURES = "efficientnet_lite0"
 
 _SHIPPED_SAM = {"mini": "mini_sam"}
 _SHIPPED_CLIP = {"mini": "mini_clip"}
-_SHIPPED_ADAPTERS = {("april_gan", "mini"): "april_gan_mini", ("fused", "mini"): "april_gan_mini"}
+_SHIPPED_ADAPTERS = {("april_gan", "mini"): "april_gan_mini"}
+"""By the method that is trained, and the backbone."""
 
 
 def roles_of(experiment: Experiment) -> list[str]:
@@ -28,7 +30,16 @@ def roles_of(experiment: Experiment) -> list[str]:
 
 def locate_weights(experiment: Experiment, folder: Path) -> dict[str, LocatedWeights]:
     """The verified checkpoints of a run by role: a path in the configuration, the weights folder, or the package."""
-    found, faults = _look_for_weights(experiment, folder)
+    return _all_found(*_look_for_weights(experiment, folder, roles_of(experiment)))
+
+
+def locate_frozen(experiment: Experiment, folder: Path, trained: str) -> dict[str, LocatedWeights]:
+    """The verified checkpoints by role of what a localiser is given for a training, without the role ``trained``."""
+    roles = [role for role in localiser_class(experiment.localise.method).ROLES if role != trained]
+    return _all_found(*_look_for_weights(experiment, folder, roles))
+
+
+def _all_found(found: dict[str, LocatedWeights], faults: dict[str, PipelineError]) -> dict[str, LocatedWeights]:
     if len(faults) > 1:
         lines = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults.values(), 1))
         kind = ConfigError if all(isinstance(each, ConfigError) for each in faults.values()) else WeightsError
@@ -40,16 +51,17 @@ def locate_weights(experiment: Experiment, folder: Path) -> dict[str, LocatedWei
 
 def missing_weights(experiment: Experiment, folder: Path) -> dict[str, str]:
     """By role, what is wrong with each checkpoint that a run could not use, and what to do; empty if none is."""
-    return {role: str(fault) for role, fault in _look_for_weights(experiment, folder)[1].items()}
+    _, faults = _look_for_weights(experiment, folder, roles_of(experiment))
+    return {role: str(fault) for role, fault in faults.items()}
 
 
 def _look_for_weights(
-    experiment: Experiment, folder: Path
+    experiment: Experiment, folder: Path, roles: Sequence[str]
 ) -> tuple[dict[str, LocatedWeights], dict[str, PipelineError]]:
     """The checkpoints that were found and the faults of the others, by role."""
     found: dict[str, LocatedWeights] = {}
     faults: dict[str, PipelineError] = {}
-    for role in roles_of(experiment):
+    for role in roles:
         try:
             found[role] = _ROLES[role](experiment, folder)
         except PipelineError as error:
@@ -87,12 +99,11 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
 
 def _locate_adapter(experiment: Experiment, folder: Path) -> LocatedWeights:
     localise = cast(TrainedClip, experiment.localise)
-    name = localise.adapter or _SHIPPED_ADAPTERS.get((localise.method, localise.backbone))
+    name = localise.adapter or _SHIPPED_ADAPTERS.get((localise.trained_by, localise.backbone))
     if name is None:
-        trained = "april_gan" if localise.method == "fused" else localise.method
         raise ConfigError(
-            f"localise.adapter: {localise.method} on {localise.backbone} needs trained weights; "
-            f"make them with `cascade train {trained} --dataset PATH`, or give the path of a checkpoint"
+            f"localise.adapter: {localise.method} on {localise.backbone} needs trained weights; make them with "
+            f"`cascade train {localise.trained_by} --dataset PATH`, or give the path of a checkpoint"
         )
     return locate(name, folder=folder, sha256=localise.adapter_sha256)
 

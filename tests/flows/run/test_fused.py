@@ -137,7 +137,7 @@ def test_linear_layers_are_trained_alone(cli: Cli, places: tuple[Path, Path]) ->
         "--out",
         "a.safetensors",
     )
-    assert "localise.method is 'fused'; linear layers are trained with april_gan" in refused.refusal()
+    assert "localise.method is 'fused'; this trains april_gan" in refused.refusal()
 
 
 def test_a_method_of_the_same_kind_keeps_what_a_preset_says_of_the_other() -> None:
