@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, Tag, field_validator
 
-from cascade.configs.section import BatchSize, Fraction, Precision, Real, Section, Whole, named
+from cascade.configs.section import BatchSize, Fraction, Precision, Real, Section, Switch, Whole, named
 from cascade.storage.errors import ConfigError
 
 ClipSide = Annotated[Whole, Field(ge=16, le=4096)]
@@ -260,6 +260,40 @@ class Fused(LinearClip):
         return super().look_options() | {"batch": self.batch.look_options()}
 
 
+class ClipAd(ClipBlocks):
+    """What both methods of CLIP-AD have: a second path through CLIP, and a vector that stands for sentences."""
+
+    LOOK: ClassVar[tuple[str, ...]] = ("method", *ClipBlocks.LOOK, "aliased")
+    ATTENTION = True
+
+    representative: Literal["mean", "dbscan", "pca", "kde", "mean_shift"] = Field(
+        "dbscan", description="the vector that stands for the sentences (representative vector selection)"
+    )
+    dbscan_eps: Annotated[Real, Field(gt=0.0, le=2.0)] = Field(
+        0.5, description="largest distance between neighbours; published is 1.5 for VisA, 0.5 for everything else"
+    )
+    dbscan_min_samples: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        15, description="neighbours in the core of a cluster; published is 25 for VisA, 15 for everything else"
+    )
+    aliased: Switch = Field(
+        True,
+        description="ordinary tokens of all but the last block with what the next block's attention adds to them, as "
+        "the authors' code has them by a change in place; false for the tokens themselves",
+    )
+    sigma: Annotated[Real, Field(ge=0.0, le=1000.0)] = Field(
+        8.0, description="of the Gaussian on the map, in pixels of CLIP's square; part of the method"
+    )
+
+    def _idle(self) -> set[str]:
+        return set() if self.representative == "dbscan" else {"dbscan_eps", "dbscan_min_samples"}
+
+
+class Sdp(ClipAd):
+    """SDP: tokens of a second path, in stages, against two representative texts (CLIP-AD); no training."""
+
+    method: Literal["sdp"] = "sdp"
+
+
 class WinClip(ClipLocaliser):
     """WinCLIP: windows of the image, each alone before CLIP, compared with two text features; no training."""
 
@@ -276,6 +310,7 @@ LocaliseConfig = Annotated[
     | Annotated[AnomalyClip, Tag("anomaly_clip")]
     | Annotated[Mutual, Tag("mutual")]
     | Annotated[Fused, Tag("fused")]
+    | Annotated[Sdp, Tag("sdp")]
     | Annotated[WinClip, Tag("winclip")],
     named("april_gan"),
 ]

@@ -10,7 +10,7 @@ import open_clip
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from cascade.backbones.clip.backbone import build_clip
+from cascade.backbones.clip.backbone import Positions, build_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -128,7 +128,7 @@ def clip_weight(name: str, shape: tuple[int, ...], salt: str = "") -> np.ndarray
     return 1 + np.float32(0.1) * x
 
 
-def golden_clip(config: dict, salt: str) -> torch.nn.Module:
+def golden_clip(config: dict, salt: str, positions: Positions = "bicubic") -> torch.nn.Module:
     """The tiny CLIP of a golden file's ``config_json``, at the size that its images were run at."""
     bare = open_clip.CLIP(
         config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config["quick_gelu"]
@@ -136,4 +136,5 @@ def golden_clip(config: dict, salt: str) -> torch.nn.Module:
     state = {
         name: torch.from_numpy(clip_weight(name, tuple(value.shape), salt)) for name, value in bare.state_dict().items()
     }
-    return build_clip(config, state, int(config["image_size_run"]), quick_gelu=config["quick_gelu"])
+    side = int(config["image_size_run"])
+    return build_clip(config, state, side, quick_gelu=config["quick_gelu"], positions=positions)

@@ -109,7 +109,7 @@ def test_preprocessing_is_within_a_step_of_8_bits_but_at_edges(case, method):
     from cascade.localisers.squares import squared
 
     (side,) = method.sides
-    for index in range(3):
+    for index in [each for each in range(3) if f"image_{each}_uint8" in case]:
         (ours,) = method.inputs([squared(case[f"image_{index}_uint8"], side)])
         apart = np.abs(ours.numpy() - case["image_tensor"][index])
         assert np.quantile(apart, 0.9) < 1 / 255 / 0.26

@@ -62,7 +62,7 @@ def value_features(model: nn.Module, images: torch.Tensor, layers: Sequence[int]
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         for number in range(max(1, depth - PARALLEL), depth):
             entering = ordinary[number - 1]
-            found = (entering if found is None else found) + _among_values(
+            found = (entering if found is None else found) + among_values(
                 visual.transformer.resblocks[number], entering
             )
             if number + 1 in path:
@@ -72,7 +72,7 @@ def value_features(model: nn.Module, images: torch.Tensor, layers: Sequence[int]
     return ImageTokens(blocks, pooled)
 
 
-def _among_values(block: Any, tokens: torch.Tensor) -> torch.Tensor:
+def among_values(block: Any, tokens: torch.Tensor) -> torch.Tensor:
     """[B, n, width] softmax(v vᵀ / √d) v of each head through the output projection, by a block's own weights."""
     width, attention = tokens.shape[-1], block.attn
     values = functional.linear(

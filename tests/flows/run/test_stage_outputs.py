@@ -142,6 +142,15 @@ WITHOUT_CASE = {
     **dict.fromkeys(
         (f"localise.batch.{name}" for name in Mutual.model_fields), "of mutual; compared in test_mutual.py"
     ),
+    **dict.fromkeys(
+        (
+            "localise.representative",
+            "localise.dbscan_eps",
+            "localise.dbscan_min_samples",
+            "localise.aliased",
+        ),
+        "of sdp and sdp_plus; compared in test_sdp.py",
+    ),
     "localise.scales": "of winclip alone; compared in test_winclip.py",
     "refine.method": "each method has options of its own",
     "refine.batch_size": "how many at a time",
