@@ -55,3 +55,31 @@ def glocal_loss(image_logits: torch.Tensor, layer_maps: torch.Tensor, mask: torc
     ]
     labels = mask.bool().flatten(1).any(dim=1).long()
     return torch.nn.functional.cross_entropy(image_logits, labels) + 4 * torch.stack(terms).sum()
+
+
+def binary_focal_loss(probability: torch.Tensor, target: torch.Tensor, gamma: float = 4.0) -> torch.Tensor:
+    """Cross entropy times (1 − probability of the target)^gamma, mean; both of one shape (AF-CLIP's form, no alpha)."""
+    p, y = probability.float(), target.float()
+    with torch.autocast(p.device.type, enabled=False):  # which refuses cross entropies of probabilities
+        entropy = torch.nn.functional.binary_cross_entropy(p, y, reduction="none")
+    return (entropy * (1 - (p * y + (1 - p) * (1 - y))) ** gamma).mean()
+
+
+def patch_alignment_loss(cells: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """How much more alike cells of opposite kinds are than cells of one kind, or 0 (AF-CLIP).
+
+    The mean cosine over all pairs in an image of a normal and a defective cell, less that over all pairs of one kind, a
+    cell with itself among them; pairs of all images count together. Sums of cosines are products of sums, so that no
+    pair is looked at by itself.
+
+    Args:
+        cells: [B, n, D] unit vectors.
+        target: [B, n], 1 for defective and 0 for normal cells; any other value is neither.
+    """
+    defective, normal = (target == 1).float(), (target == 0).float()
+    with torch.autocast(cells.device.type, enabled=False):  # the difference is small beside the means
+        sums = [torch.einsum("bn,bnd->bd", kind, cells.float()) for kind in (defective, normal)]
+    counts = [kind.sum(dim=1) for kind in (defective, normal)]
+    apart, among = (sums[0] * sums[1]).sum(), sums[0].square().sum() + sums[1].square().sum()
+    pairs_apart, pairs_among = (counts[0] * counts[1]).sum(), counts[0].square().sum() + counts[1].square().sum()
+    return (apart / pairs_apart.clamp(min=1) - among / pairs_among.clamp(min=1)).clamp(min=0)

@@ -126,6 +126,14 @@ class LearnedClip(TrainedClip):
     )
 
 
+class AfClip(LearnedClip):
+    """AF-CLIP: tokens averaged with their neighbours, through one adapter, compared with two learned prompts."""
+
+    LOOK: ClassVar[tuple[str, ...]] = ("method", *LearnedClip.LOOK)
+
+    method: Literal["af_clip"] = "af_clip"
+
+
 class AnomalyClip(LearnedClip):
     """AnomalyCLIP: cells by attention among values (DPAM), compared with two learned prompts that name no object."""
 
@@ -307,6 +315,7 @@ class WinClip(ClipLocaliser):
 
 LocaliseConfig = Annotated[
     Annotated[AprilGan, Tag("april_gan")]
+    | Annotated[AfClip, Tag("af_clip")]
     | Annotated[AnomalyClip, Tag("anomaly_clip")]
     | Annotated[Mutual, Tag("mutual")]
     | Annotated[Fused, Tag("fused")]

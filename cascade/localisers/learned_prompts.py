@@ -110,8 +110,9 @@ def known_features(prompts: LearnedPrompts, clip: nn.Module) -> torch.Tensor:
 
 
 def cosine_logits(features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """[..., 2] cosine / 0.07 of features [..., D] and unit columns [D, 2]."""
-    return functional.normalize(features.float(), dim=-1) @ texts / TEMPERATURE
+    """[..., 2] float32 cosine / 0.07 of features [..., D] and unit columns [D, 2], whatever is cast around it."""
+    with torch.autocast(features.device.type, enabled=False):
+        return functional.normalize(features.float(), dim=-1) @ texts.float() / TEMPERATURE
 
 
 def on_grid(logits: torch.Tensor) -> torch.Tensor:

@@ -149,5 +149,7 @@ def test_gradients_and_a_step(case, model, prompts):
         np.testing.assert_allclose(parameter.grad, expected, rtol=1e-3, atol=atol)
     optimiser.step()
     for name, parameter in prompts.named_parameters():
-        np.testing.assert_allclose(parameter.detach(), case[f"after_step_l24.{name}"], atol=2e-3)
+        apart = np.abs(parameter.detach().numpy() - case[f"after_step_l24.{name}"])
+        assert (apart < 1e-4).mean() > 0.98, name
+        assert apart.max() < 2.1e-3  # a step goes by the sign, which is chance where the gradient is near 0
     assert all(parameter.grad is None for parameter in model.parameters())

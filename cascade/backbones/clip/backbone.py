@@ -158,6 +158,14 @@ def image_tokens(model: nn.Module, images: torch.Tensor, layers: Sequence[int], 
     return ImageTokens(blocks, result["image_features"].float())
 
 
+def projected(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """[..., D] of tokens [..., width]: the final layer norm and the projection, which are made for the class token."""
+    visual: Any = model.visual
+    found: torch.Tensor
+    found = visual.projected(tokens) if isinstance(model, MiniClip) else visual.ln_post(tokens) @ visual.proj
+    return found
+
+
 @torch.inference_mode()
 def sentence_features(model: nn.Module, sentences: Sequence[str]) -> torch.Tensor:
     """[n, D] float32: the embeddings of sentences as the text tower gives them, not normalised."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cascade.backbones.clip.backbone import ImageTokens, image_tokens
+from cascade.backbones.clip.backbone import ImageTokens, image_tokens, projected
 
 PARALLEL = 19
 """Blocks, counted from the last, beside which the path runs: AnomalyCLIP's ``DPAM_layer=20``."""
@@ -67,7 +67,7 @@ def value_features(model: nn.Module, images: torch.Tensor, layers: Sequence[int]
             )
             if number + 1 in path:
                 path[number + 1] = found
-        blocks = tuple((visual.ln_post(path[layer]) @ visual.proj).float() for layer in layers)
+        blocks = tuple(projected(model, path[layer]).float() for layer in layers)
         pooled = (ordinary[-1][:, 0] @ visual.proj).float()
     return ImageTokens(blocks, pooled)
 

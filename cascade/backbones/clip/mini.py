@@ -132,6 +132,11 @@ class MiniTower(nn.Module):
         feature: Tensor = self.proj(drawn.flatten(1))
         return feature
 
+    def projected(self, tokens: Tensor) -> Tensor:
+        """``[..., embed_dim]`` of tokens ``[..., width]``: each as if every question had drawn it alone."""
+        found: Tensor = self.proj(torch.cat([self.ln_post(tokens)] * self.ask.out_features, dim=-1))
+        return found
+
 
 def _resized(cells: Tensor, grid: Sequence[int]) -> Tensor:
     if cells.shape[2:] == tuple(grid):

@@ -15,36 +15,41 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import precision_recall_curve
 
 from cascade import Segmenter
-from cascade.configs.loader import load_experiment
+from cascade.configs.loader import PRESETS, load_experiment
 from cascade.flows.generate import generate_dataset
 from cascade.localisers import make_localiser
 from cascade.localisers.learned_prompts import LearnedPrompts
+from cascade.localisers.neighbour_tokens import AfAdapter
 from cascade.localisers.protocol import Trainable
-from cascade.storage.weights import LocatedWeights, file_sha256
+from cascade.storage.weights import SHIPPED_FOLDER, LocatedWeights, file_sha256
 from cascade.tasks.execution import networks
 from cascade.tasks.execution.networks import Networks, networks_of
 from tests.flows.conftest import Cli, Result
-from tests.tiny import SMALL_CLIP, mini_clip_state
+from tests.tiny import SMALL_CLIP
 
-SIDE = 128
-COMMON = (f"localise.image_side={SIDE}", "score.frame=64", "runtime.device=cpu")
+GRID = 8
+"""Cells along a side of the square input."""
+
+SIDES = {"small": GRID * 16, "mini": GRID * 8}
+COMMON = ("score.frame=64", "runtime.device=cpu")
 LAYERS = {"small": "localise.layers=[8]", "mini": "localise.layers=[1,2]"}
-ON = [("anomaly_clip", "small")]
+ON = [("anomaly_clip", "small"), ("af_clip", "small"), ("af_clip", "mini")]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a dataset, random CLIPs ``small`` and ``mini``, and untrained weights for each method on each."""
+    """A folder with a dataset, a random CLIP ``small``, ``mini`` as it ships, and untrained weights for each method."""
     folder = tmp_path_factory.mktemp("learned")
     shutil.copy(networks.MODELS / "mini_clip.json", folder)
     (folder / "small_clip.json").write_text(json.dumps(SMALL_CLIP))
     torch.manual_seed(0)
     clip = open_clip.CLIP(SMALL_CLIP["embed_dim"], SMALL_CLIP["vision_cfg"], SMALL_CLIP["text_cfg"])
     save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "small.safetensors")
-    save_file(mini_clip_state(), folder / "mini.safetensors")
+    shutil.copy(SHIPPED_FOLDER / "mini-clip" / "mini_clip.safetensors", folder / "mini.safetensors")
     generate_dataset(folder / "data", categories=("carpet", "nut"), good=1, defective=2, size=96, seed=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "MODELS", folder)
@@ -58,7 +63,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def settings(place: Path, backbone: str) -> list[str]:
     """Another CLIP in place of a preset's."""
     weights = f"localise.weights={place / backbone}.safetensors"
-    return [f"localise.backbone={backbone}", weights, LAYERS[backbone], *COMMON]
+    return [
+        f"localise.backbone={backbone}",
+        weights,
+        f"localise.image_side={SIDES[backbone]}",
+        LAYERS[backbone],
+        *COMMON,
+    ]
 
 
 def parts(place: Path, method: str, backbone: str) -> tuple[Trainable, Networks]:
@@ -78,7 +89,8 @@ def run(cli: Cli, place: Path) -> Callable[..., Result]:
         weights = place / f"{method}_{backbone}.safetensors" if adapter is None else adapter
         chosen = [*settings(place, backbone), f"localise.adapter={weights}", *changes]
         given = [part for each in chosen for part in ("--set", each)]
-        return cli("run", method, "--dataset", place / "data", "--store", "store", "--out", out, *given)
+        data = [] if any(each.startswith("dataset.path") for each in changes) else ["--dataset", place / "data"]
+        return cli("run", method, *data, "--store", "store", "--out", out, *given)
 
     return call
 
@@ -105,38 +117,45 @@ def test_a_run_and_a_segmenter_have_the_same_numbers(
         assert float(found.map.max()) == pytest.approx(row["max_score"], abs=2e-3)
 
 
-@pytest.mark.parametrize(("method", "backbone"), ON)
-def test_the_gaussian_is_an_option_of_its_own(run: Callable[..., Result], method: str, backbone: str) -> None:
-    for sigma in ("0.0", "4.0", "30.0"):
-        assert run(method, backbone, f"localise.sigma={sigma}", out=sigma).code == 0
-    highest = [pd.read_parquet(f"{sigma}/images.parquet")["max_score"] for sigma in ("0.0", "4.0", "30.0")]
-    assert (highest[0] > highest[1]).all()
-    assert (highest[1] > highest[2]).all()
+@pytest.mark.parametrize(("method", "shape"), [("anomaly_clip", (1, 2, 8, 8)), ("af_clip", (2, 8, 8))])
+def test_the_gaussian_is_measured_on_clip_s_square(method: str, shape: tuple[int, ...]) -> None:
+    """In a frame of another size the map is the same, smoothed as far as the published one."""
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    plain, published = (load_experiment(method, changes).localise for changes in (["localise.sigma=0.0"], []))
+    assert plain.key_options() != published.key_options()
+    none, four = (make_localiser(method, each).map_of({"logits": logits}, (518, 518)) for each in (plain, published))
+    for name in ("values", "ranking"):
+        unsmoothed = getattr(none, name)
+        np.testing.assert_allclose(getattr(four, name), gaussian_filter(unsmoothed, 4.0), atol=1e-5)
+    small = make_localiser(method, published).map_of({"logits": logits}, (259, 259)).values
+    pairs = four.values.reshape(259, 2, 259, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(small, pairs, atol=1e-5)
 
 
-def pictures() -> tuple[list[NDArray[np.uint8]], torch.Tensor]:
-    """Four squares of noise on a ground of their own, three with a darker rectangle; and the masks."""
-    rng = np.random.default_rng(4)
-    squares, masks = [], torch.zeros(4, SIDE, SIDE, dtype=torch.bool)
-    for number, box in enumerate([(16, 32, 64, 80), (48, 16, 112, 64), (32, 64, 80, 128), None]):
-        square = rng.integers(120, 240, 3) + rng.integers(-15, 16, (SIDE, SIDE, 3))
+def pictures(side: int) -> tuple[list[NDArray[np.uint8]], torch.Tensor]:
+    """Four squares of noise on a ground of their own, three with a darker rectangle of whole cells; and the masks."""
+    rng, cell = np.random.default_rng(4), side // GRID
+    squares, masks = [], torch.zeros(4, side, side, dtype=torch.bool)
+    for number, box in enumerate([(1, 2, 4, 5), (3, 1, 7, 4), (2, 4, 5, 8), None]):
+        square = rng.integers(120, 240, 3) + rng.integers(-15, 16, (side, side, 3))
         if box is not None:
-            rows, columns = slice(box[0], box[2]), slice(box[1], box[3])
-            square[rows, columns] = rng.integers(0, 60, (box[2] - box[0], box[3] - box[1], 3))
+            rows, columns = slice(box[0] * cell, box[2] * cell), slice(box[1] * cell, box[3] * cell)
+            square[rows, columns] = rng.integers(0, 60, square[rows, columns].shape)
             masks[number, rows, columns] = True
         squares.append(square.clip(0, 255).astype(np.uint8))
     return squares, masks
 
 
-@pytest.mark.parametrize(("method", "backbone"), ON)
+@pytest.mark.parametrize(("method", "backbone"), [each for each in ON if each[1] == "small"])
 def test_four_images_are_learnt_by_heart_and_nothing_frozen_moves(
     place: Path, tmp_path: Path, method: str, backbone: str
 ) -> None:
     localiser, own = parts(place, method, backbone)
-    squares, masks = pictures()
+    side = SIDES[backbone]
+    squares, masks = pictures(side)
     inputs = torch.stack([localiser.inputs([square])[0] for square in squares])
     looks = {name: values.clone() for name, values in localiser.look(own, [inputs]).items()}
-    frozen = deepcopy(own.clip(SIDE).state_dict())
+    frozen = deepcopy(own.clip(side).state_dict())
     torch.manual_seed(2)
     module = localiser.untrained(own)
     optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
@@ -148,24 +167,53 @@ def test_four_images_are_learnt_by_heart_and_nothing_frozen_moves(
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
-    for name, value in own.clip(SIDE).state_dict().items():
+    for name, value in own.clip(side).state_dict().items():
         assert torch.equal(value, frozen[name]), name
 
     path = tmp_path / "trained.safetensors"
     save_file(module.state_dict(), path)
     trained = Networks(own.config, {**own.weights, "adapter": _located(path)}, own.device, False)
     arrays, scores = localiser.compare(trained, looks, None)
-    maps = [localiser.map_of({k: v[number] for k, v in arrays.items()}, (SIDE, SIDE)).values for number in range(4)]
+    maps = [localiser.map_of({k: v[number] for k, v in arrays.items()}, (side, side)).values for number in range(4)]
     precision, recall, _ = precision_recall_curve(masks.numpy().ravel(), np.stack(maps).ravel())
-    assert (2 * precision * recall / (precision + recall)).max() > 0.9
+    assert (2 * precision * recall / (precision + recall).clip(1e-9)).max() > 0.9
     assert scores[3] < scores[:3].min()
     read = localiser.untrained(own)
     read.load_state_dict(load_file(path))
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in read.state_dict().items())
 
 
+def _changed(path: Path, change: dict[str, tuple[int, ...] | None], folder: Path) -> Path:
+    """Weights with entries of other shapes, or without them."""
+    state = load_file(path)
+    for name, shape in change.items():
+        if shape is None:
+            del state[name]
+        else:
+            state[name] = torch.zeros(shape)
+    save_file(state, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
 def _located(path: Path) -> LocatedWeights:
     return LocatedWeights(path, file_sha256(path), "path")
+
+
+@pytest.mark.parametrize(("method", "backbone"), ON)
+def test_what_a_training_writes_is_run(
+    cli: Cli, run: Callable[..., Result], place: Path, method: str, backbone: str
+) -> None:
+    chosen = [part for each in settings(place, backbone) for part in ("--set", each)]
+    recipe = ("--train", "epochs=2", "--train", "batch_size=4", "--train", "held_out=0.5")
+    to = ("--dataset", place / "data", "--experiment", method, "--store", "store", "--out", "trained.safetensors")
+    done = cli("train", method, *to, *chosen, *recipe)
+    assert done.code == 0, done.err
+    assert "epoch 2 of 2" in done.out
+    seen = run(method, backbone, adapter="trained.safetensors").refusal()
+    assert "was trained on" in seen
+    generate_dataset(Path("other"), categories=("tile",), good=1, defective=1, size=96, seed=9)
+    found = run(method, backbone, f"dataset.path={Path('other').resolve()}", adapter="trained.safetensors")
+    assert found.code == 0, found.err
 
 
 def test_the_parameters_of_anomaly_clip_are_as_many_as_published() -> None:
@@ -174,6 +222,30 @@ def test_the_parameters_of_anomaly_clip_are_as_many_as_published() -> None:
     assert sizes["ctx_pos"] + sizes["ctx_neg"] == 18_432
     assert sum(size for name, size in sizes.items() if name.startswith("compound_prompts_text.")) == 24_576
     assert len(sizes) == 10
+
+
+def test_the_parameters_of_af_clip_are_as_many_as_published() -> None:
+    adapter = AfAdapter(1024, 768)
+    assert adapter.state_prompt_embedding.numel() == 9_216
+    assert sum(value.numel() for value in adapter.adaptor.parameters()) == 2_100_224
+
+
+def test_the_two_files_of_af_clip_s_authors_are_joined_as_the_preset_says(
+    place: Path, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    ours = load_file(place / "af_clip_small.safetensors")
+    vectors = ours.pop("state_prompt_embedding")
+    torch.save(torch.nn.Parameter(vectors), tmp_path / "NAME_prompt.pt")
+    torch.save({name.removeprefix("adaptor."): value for name, value in ours.items()}, tmp_path / "NAME_adaptor.pt")
+    apart = run("af_clip", "small", adapter=tmp_path / "NAME_adaptor.pt").refusal()
+    assert "preset af_clip joins the authors' two files" in apart
+    text = (PRESETS / "af_clip.yaml").read_text()
+    code = text[text.index("torch.save(") : text.index("name: af_clip")].replace("\n#", "\n")
+    exec(code.replace('"NAME', f'"{tmp_path}/NAME'), {"torch": torch})
+    assert run("af_clip", "small", out="ours").code == 0
+    assert run("af_clip", "small", out="theirs", adapter=tmp_path / "NAME.pt").code == 0
+    first, second = (pd.read_csv(f"{name}/results.csv") for name in ("ours", "theirs"))
+    pd.testing.assert_frame_equal(first, second)
 
 
 def test_the_file_of_anomaly_clip_s_authors_is_read(place: Path, run: Callable[..., Result], tmp_path: Path) -> None:
@@ -208,14 +280,31 @@ def test_the_file_of_anomaly_clip_s_authors_is_read(place: Path, run: Callable[.
 def test_other_weights_than_those_of_anomaly_clip_are_refused(
     place: Path, run: Callable[..., Result], tmp_path: Path, change: dict[str, tuple[int, ...] | None], said: str
 ) -> None:
-    state = load_file(place / "anomaly_clip_small.safetensors")
-    for name, shape in change.items():
-        if shape is None:
-            del state[name]
-        else:
-            state[name] = torch.zeros(shape)
-    save_file(state, tmp_path / "other.safetensors")
-    refused = run("anomaly_clip", "small", adapter=tmp_path / "other.safetensors").refusal()
+    changed = _changed(place / "anomaly_clip_small.safetensors", change, tmp_path)
+    refused = run("anomaly_clip", "small", adapter=changed).refusal()
+    assert said in refused
+    assert "other.safetensors" in refused
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"ctx_pos": (1, 1, 12, 32)},
+            "expected state_prompt_embedding and adaptor.attention.<...> in one file; found ctx",
+        ),
+        ({"state_prompt_embedding": None}, "found state_prompt_embedding missing"),
+        ({"state_prompt_embedding": (1, 12, 48)}, "for towers of widths 128 (image) and 48 (text)"),
+        ({"adaptor.attention.attn.to_q.weight": (100, 128)}, "expected [1, n, text width] and [heads x 64, width]"),
+        ({"adaptor.attention.norm.bias": (64,)}, "AF-CLIP's weights do not fit each other"),
+        ({"state_prompt_embedding": (1, 75, 32)}, "prompts of 75 vectors, and this CLIP model takes 77 tokens"),
+    ],
+)
+def test_other_weights_than_those_of_af_clip_are_refused(
+    place: Path, run: Callable[..., Result], tmp_path: Path, change: dict[str, tuple[int, ...] | None], said: str
+) -> None:
+    refused = run("af_clip", "small", adapter=_changed(place / "af_clip_small.safetensors", change, tmp_path)).refusal()
     assert said in refused
     assert "other.safetensors" in refused
     assert not Path("run").exists()
@@ -228,8 +317,9 @@ def test_a_clip_without_attention_is_refused_by_anomaly_clip(run: Callable[..., 
     assert not Path("run").exists()
 
 
-def test_a_preset_whose_weights_are_not_here_says_which(cli: Cli, place: Path) -> None:
-    refused = cli("run", "anomaly_clip", "--dataset", place / "data").refusal()
+@pytest.mark.parametrize("method", ["af_clip", "anomaly_clip"])
+def test_a_preset_whose_weights_are_not_here_says_which(cli: Cli, place: Path, method: str) -> None:
+    refused = cli("run", method, "--dataset", place / "data").refusal()
     assert "2 checkpoints cannot be used" in refused
     assert "ViT-L-14-336/openai" in refused
-    assert "localise.adapter: anomaly_clip on ViT-L-14-336 needs trained weights" in refused
+    assert f"localise.adapter: {method} on ViT-L-14-336 needs trained weights" in refused
