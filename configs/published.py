@@ -1,8 +1,7 @@
-"""Published numbers, and the datasets that they are measured on."""
+"""Published numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,6 @@ from cascade.configs.section import Section
 from cascade.storage.errors import ConfigError, nearest
 
 PUBLISHED = Path(__file__).parent / "published"
-DATASETS = Path(__file__).parent / "datasets.yaml"
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
@@ -56,26 +54,6 @@ class PublishedTable(Section):
     rows: tuple[PublishedRow, ...]
 
 
-class KnownDataset(Section):
-    """A dataset of the literature.
-
-    Attributes:
-        title: its usual name.
-        folders: usual names of its folder, in lower case.
-        images: number of test images.
-        get: how to get it.
-        auxiliary: the dataset on which an adapter that is tested on this one is trained.
-        recipe: of that training, as ``--train`` takes it.
-    """
-
-    title: str
-    folders: tuple[str, ...]
-    images: int
-    get: str
-    auxiliary: str
-    recipe: tuple[str, ...]
-
-
 def published_names() -> list[str]:
     """The tables that come with the package."""
     return sorted(path.stem for path in PUBLISHED.glob("*.yaml"))
@@ -86,17 +64,6 @@ def load_published(name: str) -> PublishedTable:
     if name not in published_names():
         raise ConfigError(f"no published table '{name}'; {nearest(name, published_names())}")
     return validate(PublishedTable, read_yaml(PUBLISHED / f"{name}.yaml"))
-
-
-def known_datasets() -> Mapping[str, KnownDataset]:
-    """The datasets of the published tables, by name."""
-    return {name: validate(KnownDataset, own) for name, own in read_yaml(DATASETS).items()}
-
-
-def find_dataset(root: Path, dataset: KnownDataset) -> Path | None:
-    """The folder of a dataset below ``root`` by its usual names, in any case; ``None`` if there is none."""
-    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
-    return next((folders[name] for name in dataset.folders if name in folders), None)
 
 
 def is_row_of(row: PublishedRow, experiment: Experiment) -> bool:

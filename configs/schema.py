@@ -42,7 +42,7 @@ class DatasetConfig(Section):
     """Which photographs are evaluated."""
 
     path: UserPath | None = None
-    layout: Literal["auto", "mvtec", "visa", "beside", "folder", "manifest"] = "auto"
+    layout: Literal["auto", "mvtec", "visa", "real_iad", "meta", "beside", "folder", "manifest"] = "auto"
     name: str | None = Field(None, description="name in the tables; the folder's name when absent")
     split: Literal["test", "train"] = "test"
     categories: tuple[str, ...] | None = Field(None, description="only these; all when absent")

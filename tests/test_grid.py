@@ -5,16 +5,10 @@ from typing import Any
 
 import pytest
 
+from cascade.configs.datasets import find_dataset, known_datasets
 from cascade.configs.grid import MAX_VARIANTS, Grid, expand, grid_names, load_grid, value_at
 from cascade.configs.loader import validate
-from cascade.configs.published import (
-    PublishedRow,
-    find_dataset,
-    is_row_of,
-    known_datasets,
-    load_published,
-    published_names,
-)
+from cascade.configs.published import PublishedRow, is_row_of, load_published, published_names
 from cascade.storage.errors import ConfigError
 from cascade.tasks.aggregate import METRICS
 from tests.planted import STEPS

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cascade.configs.published import known_datasets, load_published
+from cascade.configs.datasets import known_datasets
+from cascade.configs.published import load_published
 from cascade.flows.ablation.plots import write_plot
 from cascade.flows.ablation.state import Ablation
 from cascade.flows.ablation.variants import Candidates

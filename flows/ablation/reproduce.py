@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from cascade.configs.datasets import KnownDataset, find_dataset, known_datasets
 from cascade.configs.grid import Variant, expand, load_grid
 from cascade.configs.loader import as_override
-from cascade.configs.published import KnownDataset, PublishedTable, find_dataset, known_datasets, load_published
+from cascade.configs.published import PublishedTable, load_published
 from cascade.configs.settings import Settings
 from cascade.flows.ablation.ablate import EndedAblation, carry_out
 from cascade.flows.ablation.state import Ablation, VariantState, new_ablation
@@ -216,4 +217,8 @@ def _lacking_weights(
 def _incomplete(known: KnownDataset, part: Part) -> list[str]:
     ready = next(each for each in part.candidates.values() if isinstance(each, Prepared))
     images = len(ready.run.manifest)
-    return [] if images == known.images else [f"{known.title}: {images} images, not the {known.images} of its test set"]
+    return (
+        []
+        if known.images in (None, images)
+        else [f"{known.title}: {images} images, not the {known.images} of its test set"]
+    )

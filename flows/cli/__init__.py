@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from cascade.flows.cli import ablate, bench, compare, data, history, reproduce, run, schedule, store, train, weights
+from cascade.flows.cli import (
+    ablate,
+    bench,
+    compare,
+    data,
+    datasets,
+    history,
+    reproduce,
+    run,
+    schedule,
+    store,
+    train,
+    weights,
+)
 from cascade.flows.cli.arguments import checked, usage_fault
 
 app = typer.Typer(
@@ -35,7 +48,13 @@ for command in (
     bench.bench,
 ):
     app.command()(command)
-for name, group in (("baseline", compare.app), ("store", store.app), ("weights", weights.app), ("train", train.app)):
+for name, group in (
+    ("baseline", compare.app),
+    ("datasets", datasets.app),
+    ("store", store.app),
+    ("weights", weights.app),
+    ("train", train.app),
+):
     app.add_typer(group, name=name)
 
 _INTERRUPTED = 130  # typer's exit code after Ctrl-C

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cascade.flows.cli.console import counted, make_console, plain, show_images, show_problems, spinner
 from cascade.flows.cli.options import SetOption, load_with_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cascade.storage.datasets import Manifest
 
 
 def generate(
@@ -34,7 +39,9 @@ def generate(
 
 def check(
     dataset: Annotated[Path, typer.Argument(help="Folder of images, dataset root or table.")],
-    layout: Annotated[str, typer.Option(help="mvtec, visa, beside, folder, manifest, or auto.")] = "auto",
+    layout: Annotated[
+        str, typer.Option(help="mvtec, visa, real_iad, meta, beside, folder, manifest, or auto.")
+    ] = "auto",
     experiment: Annotated[
         str, typer.Option("--experiment", help="Preset or YAML file of the run that is meant: its frame and its words.")
     ] = "mini",
@@ -42,9 +49,23 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="Name every file; by default the first few of a kind.")] = (
         False
     ),
+    descriptor: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset of `cascade datasets ls` or descriptor file whose numbers of images are expected; found by "
+            "the folder's name or its categories by default."
+        ),
+    ] = None,
 ) -> None:
-    """Look for everything that would make a run wrong, before any model is loaded; exit code 2 if there is."""
+    """Look for everything that would make a run wrong, before any model is loaded; exit code 2 if there is.
+
+    Numbers of images that differ from those published of a known dataset are said, and are no error.
+    """
+    from cascade.configs.datasets import load_descriptor
     from cascade.flows.run.reading import inspect_all
+
+    if descriptor is not None:
+        load_descriptor(descriptor)  # refused before the images are read
 
     loaded = load_with_options(experiment, dataset, [f"dataset.layout={layout}", *(settings or [])])
     with spinner("reading images and masks"):
@@ -52,10 +73,25 @@ def check(
     console = make_console()
     show_images(console, report, loaded.dataset.words)
     show_problems(console, report.problems, everything=everything)
+    _show_differences(console, report.manifest, dataset, descriptor)
     errors, warnings = len(report.errors), len(report.warnings)
     console.print(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
     if not report.ok:
         raise typer.Exit(2)
+
+
+def _show_differences(console: Console, manifest: Manifest, folder: Path, descriptor: str | None) -> None:
+    from cascade.flows.datasets import differences, expected_of, tallied
+
+    expected = expected_of(folder, manifest.categories, descriptor)
+    if expected is None:
+        return
+    lines = differences(expected, tallied(manifest))
+    for line in lines:
+        console.print(f"[yellow]{plain(expected.title)}[/yellow] {plain(line)}", soft_wrap=True, highlight=False)
+    if not lines:
+        told = "as expected" if expected.images is not None else "none is expected"
+        console.print(f"{plain(expected.title)}: numbers of images: {told}", soft_wrap=True, highlight=False)
 
 
 def export(

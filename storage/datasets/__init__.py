@@ -2,7 +2,7 @@
 
 files       the files of a dataset, listed once
 listing     what every reader produces
-mvtec, visa, beside, folder, table    one reader per layout
+mvtec, visa, real_iad, meta, beside, folder, table    one reader per layout
 layouts     detection, and the reader for each name
 spelling    the files that a table means
 skipped     what lies there and is not read
@@ -24,7 +24,7 @@ from cascade.storage.datasets.images import (
     read_mask,
 )
 from cascade.storage.datasets.inspection import Report, Rules, inspect_dataset, load_manifest
-from cascade.storage.datasets.layouts import LAYOUTS, detect_layout
+from cascade.storage.datasets.layouts import LAYOUTS, detect_layout, list_dataset
 from cascade.storage.datasets.manifest import MEAN, ImageRecord, Manifest, Split
 from cascade.storage.datasets.masks import Marked, vanished
 from cascade.storage.datasets.pixels import Pixels
@@ -48,6 +48,7 @@ __all__ = [
     "detect_layout",
     "image_size",
     "inspect_dataset",
+    "list_dataset",
     "load_manifest",
     "mask_in_frame",
     "read_image",

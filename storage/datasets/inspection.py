@@ -44,7 +44,7 @@ the severity:
     aside, no-pictures, hidden   note      other splits, and files that are no pictures
     duplicate           warning   two images with the same bytes; an error when labels or masks differ
     case-collision      warning   paths that differ in upper and lower case only
-    absent-category     warning   a listed category without a single file (layout ``visa``)
+    absent-category     warning   a listed category without a single file (layouts ``visa``, ``meta``, ``real_iad``)
     no-defective        warning   a category without defective images in the selection
     no-normal           warning   a category without normal images in the selection
     unlabelled          warning   a category whose images in the selection all have no label

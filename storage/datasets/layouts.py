@@ -12,7 +12,9 @@ from cascade.storage.datasets.files import FileTree, list_files
 from cascade.storage.datasets.folder import mask_folders, read_folder
 from cascade.storage.datasets.listing import Listing
 from cascade.storage.datasets.masks import beside
+from cascade.storage.datasets.meta import META_FILE, read_meta
 from cascade.storage.datasets.mvtec import has_categories, read_mvtec
+from cascade.storage.datasets.real_iad import has_lists, read_real_iad
 from cascade.storage.datasets.skipped import skipped
 from cascade.storage.datasets.table import FILE_NAMES, find_table, read_table
 from cascade.storage.datasets.visa import SPLIT_FILE, read_visa
@@ -20,14 +22,21 @@ from cascade.storage.errors import ConfigError, DataError, nearest
 
 TABLE = "manifest"
 READERS: Mapping[str, Callable[[FileTree], Listing]] = MappingProxyType(
-    {"beside": read_beside, "folder": read_folder, "mvtec": read_mvtec, "visa": read_visa}
+    {
+        "beside": read_beside,
+        "folder": read_folder,
+        "meta": read_meta,
+        "mvtec": read_mvtec,
+        "real_iad": read_real_iad,
+        "visa": read_visa,
+    }
 )
 LAYOUTS = (*READERS, TABLE)
 _SHOWN = 3
 
 
 def detect_layout(root: Path, *, follow_links: bool = False) -> str:
-    """``visa``, ``mvtec``, ``manifest``, ``beside`` or ``folder``: the first, in this order, that ``root`` has.
+    """``visa``, ``real_iad``, ``mvtec``, ``manifest``, ``meta``, ``beside`` or ``folder``: the first that ``root`` has.
 
     Raises:
         DataError: the root does not exist or has none of them; the message names what was looked for.
@@ -74,10 +83,14 @@ def _of_file(root: Path) -> str:
 def _of_tree(tree: FileTree) -> str:
     if SPLIT_FILE in tree.files:
         return "visa"
+    if has_lists(tree):
+        return "real_iad"
     if has_categories(tree):
         return "mvtec"
     if any(name in tree.files for name in FILE_NAMES):
         return TABLE
+    if META_FILE in tree.files and tree.images:
+        return "meta"
     if tree.images:
         return "beside" if not mask_folders(tree) and beside(tree.images) else "folder"
     faults = [problem for problem in tree.problems if problem.severity == "error"]
@@ -89,7 +102,7 @@ def _of_tree(tree: FileTree) -> str:
     found = [each for each in skipped(tree, Listing(tree.root, "", ())) if each.severity != "note"]
     lines = [f"{problem.path}: {problem.message}" for problem in found[:_SHOWN]]
     raise DataError(
-        f"{tree.root}: no known layout; looked for {SPLIT_FILE} (visa), <category>/test/<defect>/ (mvtec), "
-        f"{tables} (manifest), masks beside images (beside) and any image (folder)"
-        + "".join(f"; {each}" for each in lines)
+        f"{tree.root}: no known layout; looked for {SPLIT_FILE} (visa), realiad_jsons/ (real_iad), "
+        f"<category>/test/<defect>/ (mvtec), {tables} (manifest), {META_FILE} (meta), masks beside images (beside) "
+        f"and any image (folder)" + "".join(f"; {each}" for each in lines)
     )

@@ -23,6 +23,8 @@ _ASIDE = frozenset({"train", "validation", "val", "test_private", "test_private_
 _READS = {
     "mvtec": "read are <category>/test/<defect>/ and <category>/train/<defect>/ with their masks",
     "visa": "its split file does not name them",
+    "meta": "meta.json does not name them",
+    "real_iad": "its lists do not name them",
     "folder": "read are images/ and the mask folder beside it",
 }
 

@@ -17,6 +17,7 @@ from typing import cast, get_args
 from cascade.storage.datasets.files import FileTree
 from cascade.storage.datasets.listing import UNNAMED_DEFECT, Entry, Listing
 from cascade.storage.datasets.manifest import Split
+from cascade.storage.datasets.meta import present
 from cascade.storage.datasets.problems import Problem
 from cascade.storage.datasets.spelling import Spelling
 from cascade.storage.errors import DataError
@@ -53,15 +54,9 @@ def read_visa(tree: FileTree) -> Listing:
                 mask_required=True,
             )
         )
-    present: list[Entry] = []
-    for category, entries in by_category.items():
-        if any((root / entry.path).is_file() for entry in entries if "\0" not in entry.path):
-            present += entries
-        else:
-            message = f"none of its {len(entries)} images are here; the category is left out"
-            problems.append(Problem("warning", "absent-category", category, message))
-    named = (path for entry in present for path in (entry.path, entry.mask_path) if path is not None)
-    return Listing(root, "visa", tuple(present), tuple(problems), frozenset([SPLIT_FILE, *named]), masks_hold_ids=True)
+    kept, absent = present(root, by_category)
+    named = (path for entry in kept for path in (entry.path, entry.mask_path) if path is not None)
+    return Listing(root, "visa", kept, (*problems, *absent), frozenset([SPLIT_FILE, *named]), masks_hold_ids=True)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

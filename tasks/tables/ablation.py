@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from cascade.configs.datasets import KnownDataset
 from cascade.configs.grid import value_at
-from cascade.configs.published import KnownDataset, PublishedTable, is_row_of
+from cascade.configs.published import PublishedTable, is_row_of
 from cascade.configs.schema import Experiment
 from cascade.tasks.aggregate import MEAN, METRICS
 from cascade.tasks.tables.batch import COLUMN as BATCH

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cascade.configs.datasets import known_datasets
 from cascade.configs.grid import Variant, expand, varied_keys
-from cascade.configs.published import PublishedRow, PublishedTable, known_datasets
+from cascade.configs.published import PublishedRow, PublishedTable
 from cascade.tasks.aggregate import METRICS
 from cascade.tasks.tables.ablation import FinishedVariant, ablation_table, beside_published, pivot
 from tests.planted import STEPS
