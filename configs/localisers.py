@@ -302,6 +302,34 @@ class Sdp(ClipAd):
     method: Literal["sdp"] = "sdp"
 
 
+class UniAdet(TrainedClip):
+    """UniADet: two learned vectors for the image and two for its cells, on layers of a frozen network; no words."""
+
+    method: Literal["uniadet"] = "uniadet"
+    tower: Literal["clip", "features"] = Field(
+        "clip",
+        description="what looks: CLIP, or a network of features as mutual scoring has it; `backbone` names either",
+    )
+    activation: Literal["gelu", "quickgelu"] = Field("quickgelu", description="as OpenAI's weights were trained")
+    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
+        (12, 15, 18, 21, 24),
+        min_length=1,
+        max_length=100,
+        description="blocks, or levels of the network of features, in ascending order, counted from 1",
+    )
+    prompts: Literal["none"] = "none"
+    image_score: Literal["class", "class+map"] = Field(
+        "class", description="the image's probability, or half of it and half of the map's maximum"
+    )
+
+    def look_options(self) -> dict[str, Any]:
+        """As APRIL-GAN's, whose looks are the same, unless features look."""
+        return super().look_options() | ({} if self.tower == "clip" else {"tower": self.tower})
+
+    def _idle(self) -> set[str]:
+        return set() if self.tower == "clip" else {"activation", "precision"}
+
+
 class WinClip(ClipLocaliser):
     """WinCLIP: windows of the image, each alone before CLIP, compared with two text features; no training."""
 
@@ -320,6 +348,7 @@ LocaliseConfig = Annotated[
     | Annotated[Mutual, Tag("mutual")]
     | Annotated[Fused, Tag("fused")]
     | Annotated[Sdp, Tag("sdp")]
+    | Annotated[UniAdet, Tag("uniadet")]
     | Annotated[WinClip, Tag("winclip")],
     named("april_gan"),
 ]
@@ -332,8 +361,8 @@ def of_clip(localise: Localiser) -> ClipLocaliser:
     return localise
 
 
-def of_features(localise: Localiser) -> tuple[str, Mutual]:
+def of_features(localise: Localiser) -> tuple[str, Mutual | UniAdet]:
     """The options of a localiser that asks a network of features, and where they are."""
     if isinstance(localise, Fused):
         return "localise.batch", localise.batch
-    return "localise", cast("Mutual", localise)
+    return "localise", cast("Mutual | UniAdet", localise)

@@ -122,6 +122,11 @@ class Localiser(ABC):
         """The method with those attributes of ``options`` that it has fields for."""
         return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})  # type: ignore[arg-type]
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """``ROLES``, less those that the options leave without use."""
+        return self.ROLES
+
     @abstractmethod
     def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
         """What the networks take, on the CPU, of one photograph's squares [side, side, 3]."""

@@ -32,7 +32,16 @@ from cascade.backbones.sam.absorbed import AbsorbedDecoder
 from cascade.backbones.sam.build import build_sam, trunk_of
 from cascade.backbones.sam.decoder import Decoder, decode
 from cascade.configs.loader import MODELS
-from cascade.configs.localisers import ClipBlocks, ClipLocaliser, LocaliseConfig, Mutual, WinClip, of_clip, of_features
+from cascade.configs.localisers import (
+    ClipBlocks,
+    ClipLocaliser,
+    LocaliseConfig,
+    Mutual,
+    UniAdet,
+    WinClip,
+    of_clip,
+    of_features,
+)
 from cascade.configs.schema import Experiment, RuntimeConfig
 from cascade.localisers.protocol import Features
 from cascade.storage.errors import ConfigError, WeightsError, nearest
@@ -147,7 +156,7 @@ class Networks:
                 f"{located.path}: was trained as {training['method']}, not as {method}; use another {role}, or set "
                 f"localise.method={training['method']}"
             )
-        for name in ("backbone", "layers", "activation"):
+        for name in ("tower", "backbone", "layers", "activation"):
             chosen = getattr(self.config, name, None)
             chosen = list(chosen) if isinstance(chosen, tuple) else chosen
             if training.get(name, chosen) != chosen:
@@ -189,7 +198,7 @@ def trunk_state(name: str) -> dict[str, torch.Tensor]:
     return read_state(located.path, located.sha256)
 
 
-def check_levels(place: str, localise: Mutual) -> None:
+def check_levels(place: str, localise: Mutual | UniAdet) -> None:
     """Raise ``ConfigError`` if a network of features is none, lacks a level, or cannot cut up its input."""
     name = localise.backbone
     try:
@@ -206,7 +215,7 @@ def check_levels(place: str, localise: Mutual) -> None:
     if localise.layers is not None:
         if max(localise.layers) > len(strides):
             raise ConfigError(f"{place}.layers {list(localise.layers)}: {name} has levels 1 to {len(strides)}")
-    elif not set(localise.strides) <= set(strides):
+    elif isinstance(localise, Mutual) and not set(localise.strides) <= set(strides):
         raise ConfigError(
             f"{place}.strides {list(localise.strides)}: the levels of {name} have strides "
             f"{', '.join(map(str, sorted(set(strides))))}; choose among them, or choose levels by {place}.layers "

@@ -8,7 +8,7 @@ from typing import cast
 
 from cascade.configs.localisers import TrainedClip, of_clip, of_features
 from cascade.configs.schema import Experiment
-from cascade.localisers import localiser_class
+from cascade.localisers import make_localiser
 from cascade.refiners import refiner_class
 from cascade.storage.errors import ConfigError, PipelineError, WeightsError, nearest
 from cascade.storage.weights import REGISTRY, LocatedWeights, locate
@@ -25,7 +25,7 @@ _SHIPPED_ADAPTERS = {("april_gan", "mini"): "april_gan_mini"}
 def roles_of(experiment: Experiment) -> list[str]:
     """The roles of the checkpoints that an experiment needs."""
     sam = ["sam"] if refiner_class(experiment.refine.method).STEPS else []
-    return [*sam, *localiser_class(experiment.localise.method).ROLES]
+    return [*sam, *make_localiser(experiment.localise.method, experiment.localise).roles]
 
 
 def locate_weights(experiment: Experiment, folder: Path) -> dict[str, LocatedWeights]:
@@ -35,7 +35,8 @@ def locate_weights(experiment: Experiment, folder: Path) -> dict[str, LocatedWei
 
 def locate_frozen(experiment: Experiment, folder: Path, trained: str) -> dict[str, LocatedWeights]:
     """The verified checkpoints by role of what a localiser is given for a training, without the role ``trained``."""
-    roles = [role for role in localiser_class(experiment.localise.method).ROLES if role != trained]
+    every = make_localiser(experiment.localise.method, experiment.localise).roles
+    roles = [role for role in every if role != trained]
     return _all_found(*_look_for_weights(experiment, folder, roles))
 
 

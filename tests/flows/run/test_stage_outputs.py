@@ -151,6 +151,7 @@ WITHOUT_CASE = {
         ),
         "of sdp and sdp_plus; compared in test_sdp.py",
     ),
+    **dict.fromkeys(("localise.tower", "localise.image_score"), "of uniadet alone; compared in test_uniadet.py"),
     "localise.scales": "of winclip alone; compared in test_winclip.py",
     "refine.method": "each method has options of its own",
     "refine.batch_size": "how many at a time",
