@@ -302,6 +302,12 @@ class Sdp(ClipAd):
     method: Literal["sdp"] = "sdp"
 
 
+class SdpPlus(ClipAd, TrainedClip):
+    """SDP+: SDP, and trained linear layers on the tokens of CLIP's ordinary path (CLIP-AD)."""
+
+    method: Literal["sdp_plus"] = "sdp_plus"
+
+
 class UniAdet(TrainedClip):
     """UniADet: two learned vectors for the image and two for its cells, on layers of a frozen network; no words."""
 
@@ -345,6 +351,7 @@ LocaliseConfig = Annotated[
     Annotated[AprilGan, Tag("april_gan")]
     | Annotated[AfClip, Tag("af_clip")]
     | Annotated[AnomalyClip, Tag("anomaly_clip")]
+    | Annotated[SdpPlus, Tag("sdp_plus")]
     | Annotated[Mutual, Tag("mutual")]
     | Annotated[Fused, Tag("fused")]
     | Annotated[Sdp, Tag("sdp")]

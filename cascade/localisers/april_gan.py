@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.localisers.protocol import AnomalyMap, Kept, Networks, Trainable
+from cascade.localisers.linear import Linear
+from cascade.localisers.protocol import AnomalyMap, Kept, Networks
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from cascade.frames import Size
-    from cascade.localisers.patch_text import LinearAdapter
 
 
 @dataclass(frozen=True)
-class AprilGan(Trainable):
+class AprilGan(Linear):
     """CLIP looks at each of ``sides``, and the logits of all are averaged on the finest grid.
 
     Attributes:
@@ -107,23 +107,6 @@ class AprilGan(Trainable):
         logits = torch.from_numpy(arrays["logits"])[None]
         return AnomalyMap(anomaly_map(logits, size)[0].numpy(), logit_margin(logits, size)[0].numpy())
 
-    def adapter(self, networks: Networks) -> LinearAdapter:
-        """The trained linear layers."""
-        from cascade.localisers.patch_text import build_adapter, misfit
-
-        def fault(adapter: LinearAdapter) -> str:
-            return misfit(adapter, networks.clip_config, self.layers)
-
-        return networks.trained(self.TRAINED, build_adapter, fault)
-
-    def untrained(self, networks: Networks) -> LinearAdapter:
-        """A linear layer for each block, as torch draws it."""
-        from cascade.localisers.patch_text import LinearAdapter
-
-        model = networks.clip_config
-        layers = LinearAdapter(len(self.layers), model["vision_cfg"]["width"], model["embed_dim"])
-        return layers.to(networks.device)
-
     def loss(
         self,
         module: nn.Module,
@@ -133,14 +116,7 @@ class AprilGan(Trainable):
         masks: torch.Tensor,
     ) -> torch.Tensor:
         """Focal and Dice loss of every block's map at the side of the input, summed."""
-        from cascade.localisers.patch_text import LinearAdapter, grid_logits, layer_maps
-        from cascade.losses import segmentation_loss
-
-        assert isinstance(module, LinearAdapter)
-        assert texts is not None
-        side = self.sides[0]
-        logits = grid_logits(module, looks[f"tokens_{side}"].unbind(dim=1), texts)
-        return segmentation_loss(layer_maps(logits, (side, side)), masks)
+        return self.loss_of(module, looks[f"tokens_{self.sides[0]}"], texts, masks)
 
 
 LOCALISER = AprilGan

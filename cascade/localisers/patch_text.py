@@ -33,11 +33,13 @@ class LinearAdapter(nn.Module):
 
 def build_adapter(state: Mapping[str, torch.Tensor]) -> LinearAdapter:
     """The adapter that a state dict describes. Raises ``ValueError`` if it is not one."""
-    names = {f"fc.{index}.{part}" for index in range(len(state) // 2) for part in ("weight", "bias")}
-    if not names or names != set(state):
-        raise ValueError("not APRIL-GAN linear layers: expected fc.<i>.weight and fc.<i>.bias")
+    expected = {f"fc.{index}.{part}" for index in range(max(1, len(state) // 2)) for part in ("weight", "bias")}
+    if expected != set(state):
+        listed = {"has": sorted(set(state) - expected)[:4], "lacks": sorted(expected - set(state))[:4]}
+        faults = "; ".join(f"{verb} {', '.join(names)}" for verb, names in listed.items() if names)
+        raise ValueError(f"not linear layers of blocks: expected fc.<i>.weight and fc.<i>.bias, and it {faults}")
     if state["fc.0.weight"].ndim != 2:
-        raise ValueError("not APRIL-GAN linear layers: fc.0.weight is no matrix")
+        raise ValueError("not linear layers of blocks: fc.0.weight is no matrix")
     embed_dim, width = state["fc.0.weight"].shape
     adapter = LinearAdapter(len(state) // 2, width, embed_dim)
     try:

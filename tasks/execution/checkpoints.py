@@ -15,8 +15,8 @@ from torch import nn
 
 from cascade.storage.errors import WeightsError
 
-_INSIDE = ("state_dict", "trainable_linearlayer", "prompt_learner")
-"""Keys under which files hold a state dict: torch's own custom, APRIL-GAN's, AnomalyCLIP's."""
+_INSIDE = ("state_dict", "trainable_linearlayer", "prompt_learner", "linear_layers")
+"""Keys under which files hold a state dict: torch's own custom, APRIL-GAN's, AnomalyCLIP's, CLIP-AD's."""
 
 
 def read_state(path: Path, sha256: str, *, pinned: bool = False) -> dict[str, torch.Tensor]:

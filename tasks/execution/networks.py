@@ -156,7 +156,7 @@ class Networks:
                 f"{located.path}: was trained as {training['method']}, not as {method}; use another {role}, or set "
                 f"localise.method={training['method']}"
             )
-        for name in ("tower", "backbone", "layers", "activation"):
+        for name in ("tower", "backbone", "layers", "activation", "aliased"):
             chosen = getattr(self.config, name, None)
             chosen = list(chosen) if isinstance(chosen, tuple) else chosen
             if training.get(name, chosen) != chosen:

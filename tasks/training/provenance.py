@@ -15,7 +15,7 @@ from cascade.tasks.execution.adapters import adapter_training
 from cascade.tasks.stage import Run
 from cascade.tasks.tokens import TOKENS
 
-_OPTIONS = ("tower", "backbone", "layers", "image_side", "activation")
+_OPTIONS = ("tower", "backbone", "layers", "image_side", "activation", "aliased")
 """Options without which the weights mean nothing."""
 
 

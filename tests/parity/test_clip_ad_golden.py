@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from cascade.backbones.clip.backbone import sentence_features
 from cascade.backbones.clip.dual_path import dual_path, stage_starts
+from cascade.localisers.patch_text import build_adapter, layer_maps
 from cascade.localisers.representative import representative
 from cascade.localisers.sdp import Sdp
+from cascade.localisers.sdp_plus import SdpPlus
 from cascade.localisers.surgery import feature_surgery
 from cascade.tasks.ensembles import load_ensemble
-from tests.parity.rules import golden_clip, golden_files
+from tests.parity.rules import clip_weight, golden_clip, golden_files
 
 LAYERS = (3, 6, 9, 12)
 
@@ -115,6 +117,53 @@ def test_sdp_from_images_to_map_and_score(case, options, networks, texts):
         assert (np.diff(found.values.ravel()[order]) > -1e-5).all()
         assert found.values.min() > 0
         assert found.values.max() < 1
+
+
+@pytest.fixture
+def adapter(case, config):
+    width, embed, salt = config["vision_cfg"]["width"], config["embed_dim"], str(case["salt"])
+    shapes = {f"fc.{i}.weight": (embed, width) for i in range(4)} | {f"fc.{i}.bias": (embed,) for i in range(4)}
+    return build_adapter({name: torch.from_numpy(clip_weight(name, shape, salt)) for name, shape in shapes.items()})
+
+
+def test_sdp_plus_from_images_to_map_and_score(case, options, networks, texts, adapter):
+    networks = SimpleNamespace(**vars(networks), trained=lambda role, build, fault: adapter)
+    method = SdpPlus(**options)
+    kept, scores = method.compare(networks, method.look(networks, [torch.from_numpy(case["image_tensor"])]), texts)
+    np.testing.assert_allclose(scores, case["sdp_text_prob"], atol=1e-4)
+    for index, layer in enumerate(LAYERS):
+        flat = kept["logits"][:, index].reshape(len(scores), 2, -1).transpose(0, 2, 1)
+        np.testing.assert_allclose(flat, case[f"plus_logits_grid_{layer}"], atol=1e-3)
+    size = case["plus_map_gaussian8"].shape[1:]
+    for index, expected in enumerate(case["plus_map_gaussian8"]):
+        found = method.map_of({name: each[index] for name, each in kept.items()}, size)
+        np.testing.assert_allclose(found.ranking, expected, atol=1e-4)
+        np.testing.assert_allclose(found.values, (expected / 4 + 0.25) / 1.5, atol=1e-4)
+
+
+def test_sdp_plus_on_clean_tokens_gives_other_logits(case, options, networks, texts, adapter):
+    networks = SimpleNamespace(**vars(networks), trained=lambda role, build, fault: adapter)
+    method = SdpPlus(**options | {"aliased": False})
+    kept, _ = method.compare(networks, method.look(networks, [torch.from_numpy(case["image_tensor"])]), texts)
+    flat = kept["logits"].reshape(*kept["logits"].shape[:3], -1).swapaxes(2, 3)
+    assert np.abs(flat[:, 0] - case["plus_logits_grid_3"]).max() > 0.1
+    np.testing.assert_allclose(flat[:, 3], case["plus_logits_grid_12"], atol=1e-3)
+    maps = layer_maps(torch.from_numpy(kept["logits"]), case["plus_map_gaussian8"].shape[1:]).sum(dim=1)
+    np.testing.assert_allclose(maps, case["plus_linear_map_sum_if_clean_tokens"], atol=1e-4)
+
+
+def test_losses_and_gradients_of_the_linear_layers(case, options, networks, paths, texts, adapter):
+    masks = torch.from_numpy(case["mask_binary"])
+    method = SdpPlus(**options)
+    tokens = torch.stack(paths.ordinary, dim=1).clone()
+    loss = method.loss(adapter, networks, {"tokens": tokens}, texts.clone(), masks)
+    assert float(loss.detach()) == pytest.approx(float(case["loss_sum"]), rel=1e-4)
+    assert float(case["loss_sum"]) == pytest.approx(float(case["focal_per_layer"].sum() + case["dice_per_layer"].sum()))
+    loss.backward()
+    for name, parameter in adapter.named_parameters():
+        if f"grad.{name}" in case:
+            expected = case[f"grad.{name}"]
+            np.testing.assert_allclose(parameter.grad, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.fixture(**files("clipad_rvs_*.npz"))
