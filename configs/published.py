@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cascade.configs.grid import value_at
 from cascade.configs.loader import read_yaml, validate
@@ -26,13 +26,20 @@ class PublishedRow(Section):
         dataset: a name in ``configs/datasets.yaml``.
         step: which of our rows computes the same; ``None`` for a method that this project does not have.
         changes: keys and values that an experiment must have to be this row.
-        values: metric, as in our tables, to its value in per cent.
+        frame: in which frame its source counts pixels; that of the table when absent.
+        source: one of the table's ``sources``; that of the table when absent.
+        note: what to know before it is compared.
+        values: metric, as in our tables, to its value in per cent. ``pixel_pro`` is the PRO of this literature, by 200
+            thresholds up to a false-positive rate of 0.3, and not our exact ``pixel_aupro``.
     """
 
     method: str
     dataset: str
     step: str | None = None
     changes: dict[str, Any] = Field(default_factory=dict)
+    frame: str | None = None
+    source: str | None = None
+    note: str = ""
     values: dict[str, Percent]
 
 
@@ -44,14 +51,25 @@ class PublishedTable(Section):
         source: where the numbers stand.
         frame: in which frame the source counts pixels, as far as it says.
         grid: the grid that computes our side of it; ``None`` if the table is only shown beside one.
+        sources: where the numbers of single rows stand, by a short name.
         rows: in the order of the source.
+        transductive: rows of methods that see all test images of a category before they judge one, another setting.
     """
 
     title: str
     source: str
     frame: str
     grid: str | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
     rows: tuple[PublishedRow, ...]
+    transductive: tuple[PublishedRow, ...] = ()
+
+    @model_validator(mode="after")
+    def _sources_are_named(self) -> PublishedTable:
+        for row in (*self.rows, *self.transductive):
+            if row.source is not None and row.source not in self.sources:
+                raise ValueError(f"{row.method}: no source '{row.source}'; {nearest(row.source, self.sources)}")
+        return self
 
 
 def published_names() -> list[str]:

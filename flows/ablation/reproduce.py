@@ -11,7 +11,7 @@ import pandas as pd
 from cascade.configs.datasets import KnownDataset, find_dataset, known_datasets
 from cascade.configs.grid import Variant, expand, load_grid
 from cascade.configs.loader import as_override
-from cascade.configs.published import PublishedTable, load_published
+from cascade.configs.published import PublishedTable, load_published, published_names
 from cascade.configs.settings import Settings
 from cascade.flows.ablation.ablate import EndedAblation, carry_out
 from cascade.flows.ablation.state import Ablation, VariantState, new_ablation
@@ -80,7 +80,7 @@ def plan_reproduction(
         ConfigError: there is no such table, dataset or configuration key.
     """
     if table not in TABLES:
-        raise ConfigError(f"no table '{table}' to reproduce; {nearest(table, TABLES)}")
+        raise ConfigError(f"no table '{table}' to reproduce; {nearest(table, [*TABLES, *published_names()])}")
     published, datasets = load_published(table), known_datasets()
     grid = load_grid(published.grid or table)
     chosen = _adapters(adapters, datasets)

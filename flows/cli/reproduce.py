@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +13,27 @@ from cascade.flows.cli.options import EngineOption, SetOption, StoreOption
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
     from rich.table import Table
 
+    from cascade.configs.published import PublishedRow, PublishedTable
+
+_TITLES = {
+    "pixel_auroc": "AUROC",
+    "pixel_f1max": "F1-max",
+    "pixel_ap": "AP",
+    "pixel_pro": "PRO",
+    "image_auroc": "image AUROC",
+    "image_f1max": "image F1-max",
+    "image_ap": "image AP",
+}
 _COLOURS = {"equal": "green", "improved": "green", "fell": "red", "undecided": "yellow"}
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1, table2 or table3 of the paper.")],
+    table: Annotated[
+        str, typer.Argument(help="table1, table2 or table3 of the paper; or zero_shot, numbers that are only shown.")
+    ],
     dataset_root: Annotated[
         Path, typer.Option(help="Folder in which the datasets lie by their usual names: mvtec, visa, ...")
     ] = Path("datasets"),
@@ -35,16 +49,21 @@ def reproduce(
 ) -> None:
     """Print ours, the paper's and the difference; say what is missing, and how to get it.
 
-    Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run.
+    Exit code 0 if something ran and nothing failed, 1 if a variant failed, 2 if nothing could run. A table that nothing
+    here computes is shown as it is published.
     """
+    from cascade.configs.published import load_published, published_names
     from cascade.configs.settings import Settings
-    from cascade.flows.ablation.reproduce import NothingToReproduce, plan_reproduction, run_reproduction
+    from cascade.flows.ablation.reproduce import TABLES, NothingToReproduce, plan_reproduction, run_reproduction
     from cascade.flows.cli.observers import AblationObserver
     from cascade.tasks.tables.batch import blocks
     from cascade.tasks.tables.intervals import explained
     from cascade.tasks.tables.reproduction import MARGIN
 
     machine, console = Settings(), make_console()
+    if table in published_names() and table not in TABLES:
+        _show_published(console, load_published(table))
+        return
     planned = plan_reproduction(
         table, experiment, settings or [], dataset_root, adapters or [], store or machine.store, machine
     )
@@ -68,6 +87,7 @@ def reproduce(
         soft_wrap=True,
         highlight=False,
     )
+    console.print("published since, and by methods that see all test images: cascade reproduce zero_shot")
     used = [run.experiment for part in found.parts.values() for run in part.runs.values()]
     if note := models_note(used):
         _print_lines("note", "yellow", [note])
@@ -77,6 +97,34 @@ def reproduce(
     _print_lines("failed", "red", [f"{plain(each.name)}: {each.error}" for each in found.failed])
     if found.failed:
         raise typer.Exit(1)
+
+
+def _show_published(console: Console, published: PublishedTable) -> None:
+    """The numbers alone, methods that see all test images in a block of their own, and where each stands."""
+    blocks = {
+        "each image is judged alone": published.rows,
+        "transductive: all test images of a category are seen before one is judged": published.transductive,
+    }
+    console.print(plain(published.title), soft_wrap=True, highlight=False)
+    for title, rows in blocks.items():
+        if rows:
+            console.print(f"\n{title}", soft_wrap=True, highlight=False)
+            console.print(_published(published, rows))
+    notes = {f"{row.method}: {row.note}": None for row in (*published.rows, *published.transductive) if row.note}
+    _print_lines("note", "yellow", list(notes))
+    for name, where in (published.sources or {"": published.source}).items():
+        console.print(plain(f"source {name}: {where}".replace(" :", ":")), soft_wrap=True, highlight=False)
+
+
+def _published(published: PublishedTable, rows: Sequence[PublishedRow]) -> Table:
+    from rich.table import Table
+
+    metrics = [name for name in _TITLES if any(name in row.values for row in rows)]
+    shown = Table("method", "dataset", *(_TITLES[name] for name in metrics), "frame", "source", box=None)
+    for row in rows:
+        values = (f"{row.values[name]:.1f}" if name in row.values else "" for name in metrics)
+        shown.add_row(plain(row.method), row.dataset, *values, row.frame or published.frame, row.source or "")
+    return shown
 
 
 def _print_lines(word: str, colour: str, lines: tuple[str, ...] | list[str]) -> None:
