@@ -73,7 +73,7 @@ def dual_path(
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         for number, block in enumerate(blocks[: max(layers)]):
             entering = after[number - 1] if number else visual._embeds(images).float()
-            added = among_values(block, entering)
+            added = among_values(block, entering).float()
             if number in fresh:
                 path = added
             elif number == branch or path is None:
@@ -85,9 +85,9 @@ def dual_path(
                 continue
             own = after[number]
             if aliased and layer < len(blocks):
-                own = own + _attention(blocks[layer], own)
-            ordinary[layer] = own.float()
-            tokens = torch.cat([own[:, :1].to(path.dtype), path[:, 1:]], dim=1)
+                own = own + _attention(blocks[layer], own).float()
+            ordinary[layer] = own
+            tokens = torch.cat([own[:, :1], path[:, 1:]], dim=1)
             surgery[layer] = (visual.ln_post(tokens) @ visual.proj).float()
     return DualPath(tuple(surgery[each] for each in layers), tuple(ordinary[each] for each in layers))
 

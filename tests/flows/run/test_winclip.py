@@ -118,7 +118,12 @@ def test_on_a_vision_transformer(cli: Cli, data: Path, tmp_path: Path, monkeypat
     chosen = settings(*SMALL, f"localise.weights={tmp_path / 'clip.safetensors'}")
     done = cli("run", "winclip", "--dataset", data, "--store", tmp_path / "store", *chosen, "--out", "out")
     assert done.code == 0, done.err
-    assert (images(tmp_path / "out")["max_score"] > 0).all()
+    single = images(tmp_path / "out")["max_score"]
+    assert (single > 0).all()
+    half = settings("localise.precision=bf16")
+    done = cli("run", "winclip", "--dataset", data, "--store", tmp_path / "store", *chosen, *half, "--out", "half")
+    assert done.code == 0, done.err
+    assert np.allclose(images(tmp_path / "half")["max_score"], single, atol=0.02)
 
 
 @pytest.mark.parametrize(
