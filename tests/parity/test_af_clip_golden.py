@@ -72,8 +72,9 @@ def sets(adapter, model, blocks):
 
 def test_preprocessing(case, config):
     for index in range(2):
-        tensor = image_tensor(squared(case[f"image_{index}_uint8"], int(config["image_size_run"])))
-        np.testing.assert_allclose(tensor, case["image_tensor"][index], atol=1e-6)
+        if f"image_{index}_uint8" in case:
+            tensor = image_tensor(squared(case[f"image_{index}_uint8"], int(config["image_size_run"])))
+            np.testing.assert_allclose(tensor, case["image_tensor"][index], atol=1e-6)
 
 
 def test_text_features(case, model, adapter):
@@ -83,16 +84,20 @@ def test_text_features(case, model, adapter):
 
 
 def test_tokens_with_their_neighbours(case, blocks, adapter):
+    compared = 0
     for layer, tokens in zip(LAYERS, blocks, strict=True):
         if f"tokens_after_block_{layer}" in case:
             np.testing.assert_allclose(tokens, case[f"tokens_after_block_{layer}"], rtol=1e-4, atol=1e-4)
         for side in NEIGHBOURHOODS:
             if (kept := f"aggregated_layer{layer}_r{side}") in case:
                 np.testing.assert_allclose(averaged(tokens, side), case[kept], rtol=1e-4, atol=1e-4)
+                compared += 1
             if (kept := f"adapter_output_layer{layer}_r{side}") in case:
                 with torch.inference_mode():
                     adapted = adapter.adaptor(averaged(tokens, side))
                 np.testing.assert_allclose(adapted, case[kept], rtol=1e-4, atol=1e-4)
+                compared += 1
+    assert compared > 1
 
 
 def test_token_sets(case, model, blocks, adapter):
@@ -111,6 +116,8 @@ def test_maps_and_image_scores(case, model, adapter, sets):
     np.testing.assert_allclose(cells.softmax(dim=1)[:, 1:], case["map_grid"], atol=1e-4)
     size = case["map_after_gaussian"].shape[1:]
     for sigma, kept in ((0.0, "map_before_gaussian"), (4.0, "map_after_gaussian")):
+        if kept not in case:
+            continue
         localiser = AfClip(sides=(size[0],), layers=LAYERS, precision="fp32", sigma=sigma)
         for index in range(2):
             found = localiser.map_of({"logits": cells[index].numpy()}, size)
