@@ -172,6 +172,12 @@ class AprilGan(LinearClip):
     method: Literal["april_gan"] = "april_gan"
 
 
+class ClipSamUmci(TrainedClip):
+    """Our reading of ClipSAM's UMCI: tokens in attention with the words, along strips and at two scales."""
+
+    method: Literal["clipsam_umci"] = "clipsam_umci"
+
+
 class Mutual(Localiser):
     """The images of a category judge each other, by the features of a frozen network (MuSc's mutual scoring)."""
 
@@ -352,6 +358,7 @@ LocaliseConfig = Annotated[
     | Annotated[AfClip, Tag("af_clip")]
     | Annotated[AnomalyClip, Tag("anomaly_clip")]
     | Annotated[SdpPlus, Tag("sdp_plus")]
+    | Annotated[ClipSamUmci, Tag("clipsam_umci")]
     | Annotated[Mutual, Tag("mutual")]
     | Annotated[Fused, Tag("fused")]
     | Annotated[Sdp, Tag("sdp")]
