@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 
+from cascade.configs.loader import load_experiment
+from cascade.configs.schema import Experiment
+from cascade.configs.section import methods_of
+from cascade.configs.settings import Settings
+from cascade.flows.generate import generate_dataset
 from cascade.flows.run.pictures import sheet_of
+from cascade.flows.run.prepare import prepare
+from cascade.localisers import make_localiser
+from cascade.localisers.patch_text import LinearAdapter
+from cascade.localisers.protocol import Trainable
+from cascade.storage.weights import LocatedWeights, file_sha256
+from cascade.tasks.execution import networks
+from cascade.tasks.execution.networks import networks_of
 from cascade.tasks.prompt import PROMPT
 from cascade.tasks.refine import REFINE
 from tests.flows.conftest import Bench, Cli, files_of
+from tests.tiny import SMALL_CLIP
 
 STEPS = {
     "cps": ["points", "points+logits", "points+box+logits"],
@@ -21,7 +41,6 @@ STEPS = {
     "mmr": ["points+box", "levels"],
     "none": [],
 }
-OTHERS = ("mmr", "persam")
 PARTS = ("prompt.threshold.quantile=0.9", "prompt.threshold.min_area=2")
 """So that S_a has several parts."""
 
@@ -111,7 +130,7 @@ def test_an_ablation_has_the_steps_of_each(cli: Cli, bench: Bench, tmp_path: Pat
     assert (maps.nunique() == 1).all()
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", ["mmr", pytest.param("persam", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(empty: Bench, cli: Cli, tmp_path: Path, method: str) -> None:
     arguments = empty.arguments(f"refine.method={method}", *PARTS)
     command = [sys.executable, "-c", KILLED, "3", *arguments, "--out", str(tmp_path / "killed")]
@@ -129,43 +148,71 @@ def test_a_killed_run_goes_on_to_the_same_bytes(empty: Bench, cli: Cli, tmp_path
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize(
-    "localiser",
-    [
-        ("localise.method=april_gan",),
-        ("localise.method=mutual", "localise.image_side=256", "localise.share=0.5"),
-        ("localise.method=fused", "localise.batch.image_side=128", "localise.batch.share=0.5"),
-    ],
-    ids=lambda own: own[0].partition("=")[2],
-)
-@pytest.mark.parametrize("refiner", [("refine.method=cps", "prompt.grouping=component"), ("refine.method=mmr",)])
-def test_parts_have_prompts_of_their_own_on_the_map_of_any_localiser(
-    cli: Cli, nine: Path, tmp_path: Path, localiser: tuple[str, ...], refiner: tuple[str, ...]
-) -> None:
-    small = (
-        "prompt.frame=96",
-        "score.frame=96",
-        "prompt.spacing.rank=40",
-        "prompt.dilation.size=9",
-        "runtime.device=cpu",
-        "prompt.threshold.rule=quantile",
-    )
-    settings = [part for each in (*localiser, *refiner, *small, *PARTS) for part in ("--set", each)]
-    places = ("--dataset", nine, "--store", nine.parent / "store", "--out", tmp_path / "run", "--engine", "local")
-    done = cli("run", "mini", *places, *settings)
-    assert done.code == 0, done.err
-    points = pd.read_parquet(tmp_path / "run" / "points.parquet")
-    assert points.groupby("path")["set"].nunique().max() > 1
-    images = pd.read_parquet(tmp_path / "run" / "images.parquet")
-    last = images[images["step"] == images["step"].iloc[-1]]
-    assert (last["mask_area"] > 0).any()
+LOCALISERS = methods_of(Experiment.model_fields["localise"])
+SMALL = {"backbone": "small", "image_side": "128", "layers": "[2,4,6,8]", "share": "0.5", "batch.image_side": "128"}
+"""Options of those localisers that have them."""
 
 
 @pytest.fixture(scope="module")
-def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine images of one category: enough for a batch."""
-    from cascade.flows.generate import generate_dataset
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nine images of one category, enough for a batch, and a CLIP called ``small``."""
+    folder = tmp_path_factory.mktemp("matrix")
+    generate_dataset(folder / "data", categories=("carpet",), good=3, defective=6, size=96, seed=5)
+    shutil.copy(networks.MODELS / "mini_clip.json", folder)
+    (folder / "small_clip.json").write_text(json.dumps(SMALL_CLIP))
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(SMALL_CLIP["embed_dim"], SMALL_CLIP["vision_cfg"], SMALL_CLIP["text_cfg"])
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "clip.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "MODELS", folder)
+        yield folder
 
-    folder = tmp_path_factory.mktemp("nine") / "data"
-    generate_dataset(folder, categories=("carpet",), good=3, defective=6, size=96, seed=5)
-    return folder
+
+def overrides_of(method: str, place: Path) -> list[str]:
+    """What makes a localiser of the preset ``mini`` one of small networks, with weights that are not trained."""
+    fields = LOCALISERS[method].model_fields
+    chosen = [f"localise.method={method}"]
+    chosen += [f"localise.{name}={value}" for name, value in SMALL.items() if name.partition(".")[0] in fields]
+    if method == "mutual":  # a network of features of its own, whose cells are 16 pixels wide
+        chosen = [each for each in chosen if "backbone" not in each and "layers" not in each and "side" not in each]
+        return [*chosen, "localise.image_side=256"]
+    chosen.append(f"localise.weights={place / 'clip.safetensors'}")
+    if "adapter" in fields:
+        adapter = place / f"{method}.safetensors"
+        experiment = load_experiment("mini", chosen)
+        weights = place / "clip.safetensors"
+        own = networks_of(experiment, {"clip": LocatedWeights(weights, file_sha256(weights), "path")})
+        localiser = make_localiser(method, experiment.localise)
+        torch.manual_seed(1)
+        width, embed = SMALL_CLIP["vision_cfg"]["width"], SMALL_CLIP["embed_dim"]
+        module = localiser.untrained(own) if isinstance(localiser, Trainable) else LinearAdapter(4, width, embed)
+        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, adapter)
+        chosen.append(f"localise.adapter={adapter}")
+    return chosen
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "april_gan" else [pytest.mark.slow]) for name in LOCALISERS]
+)
+def test_any_localiser_goes_with_any_refiner(cli: Cli, place: Path, tmp_path: Path, method: str) -> None:
+    """CPS for the image and for each part, and the others, on one map; the parts have prompts of their own."""
+    small = ("prompt.frame=96", "score.frame=96", "prompt.spacing.rank=40", "prompt.dilation.size=9")
+    common = [*overrides_of(method, place), *small, *PARTS, "prompt.threshold.rule=quantile", "runtime.device=cpu"]
+    variants = [{"refine.method": name} for name in STEPS] + [{"refine.method": "cps", "prompt.grouping": "component"}]
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"axes": {"list": variants}}))
+    settings = [part for each in common for part in ("--set", each)]
+    places = ("--dataset", place / "data", "--store", place / "store", "--out", tmp_path / "out", "--engine", "local")
+    done = cli("ablate", tmp_path / "grid.yaml", "--experiment", "mini", *places, *settings)
+    assert done.code == 0, done.out + done.err
+    table = pd.read_csv(tmp_path / "out" / "results.csv")
+    steps = table.groupby("variant", sort=False)["step"].unique().map(lambda own: list(own)[1:]).tolist()
+    assert steps == [*STEPS.values(), STEPS["cps"]]
+    assert (table.loc[table["step"] == table["step"].iloc[0]].groupby("category")["pixel_ap"].nunique() == 1).all()
+
+    data = f"dataset.path={place / 'data'}"
+    for variant in (variants[list(STEPS).index("mmr")], variants[-1]):
+        chosen = [f"{name}={value}" for name, value in variant.items()]
+        run = prepare(load_experiment("mini", [data, *common, *chosen]), place / "store", Settings()).run
+        items = PROMPT.items(run)
+        assert max(len(PROMPT.artefact(run).read(item.id).record["sets"]) for item in items) > 1
+        assert all(REFINE.artefact(run).read(item.id).arrays["logits"].any() for item in items)
