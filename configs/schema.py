@@ -61,7 +61,7 @@ class DatasetConfig(Section):
 class EmbedConfig(Section):
     """SAM's image encoder."""
 
-    backbone: Literal["mini", "mini_trunk", "vit_b", "vit_l", "vit_h"] = "vit_h"
+    backbone: Literal["mini", "vit_b", "vit_l", "vit_h"] = "vit_h"
     weights: str | None = Field(None, description="path of a checkpoint; the registered one when absent")
     sha256: str | None = Field(None, description="digest that the checkpoint must have")
     image: Literal["square", "stretched", "padded"] = Field(

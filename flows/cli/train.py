@@ -138,10 +138,9 @@ def train_mini_sam(
     pictures: PicturesOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train the SAM mini_trunk on generated photographs; the same command resumes after a stop.
+    """Train the small SAM on generated photographs; the same command resumes after a stop.
 
-    Use it with --set embed.backbone=mini_trunk --set embed.weights=training/mini-sam/mini_trunk.safetensors; the
-    weights of mini that ship with the package stay as they are.
+    Use it with --set embed.weights=training/mini-sam/mini_sam.safetensors.
     """
     from cascade.storage.paths import require_writable
     from cascade.tasks.training.mini_sam import pretrain_sam

@@ -72,11 +72,6 @@ def _look_for_weights(
 
 def _locate_sam(experiment: Experiment, folder: Path) -> LocatedWeights:
     embed = experiment.embed
-    if embed.weights is None and embed.backbone == "mini_trunk":
-        raise ConfigError(
-            "embed.weights: no weights of mini_trunk ship with the package; make them with `cascade train mini-sam`, "
-            "and give embed.weights=PATH"
-        )
     name = embed.weights or _SHIPPED_SAM.get(embed.backbone, embed.backbone)
     return locate(name, folder=folder, sha256=embed.sha256)
 

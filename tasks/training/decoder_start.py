@@ -1,4 +1,4 @@
-"""Where the decoder of ``mini_trunk`` starts: as a match of positions and looks, before anything is learned.
+"""Where the decoder of the small SAM starts: as a match of positions and looks, before anything is learned.
 
 SAM's decoder can draw the cells that look like the clicked one and lie near it, but from random weights it takes longer
 to find out how than a small training lasts. So its weights start as such a match, by giving the channels of tokens and

@@ -1,4 +1,4 @@
-"""Training of the SAM ``mini_trunk``: clicks, boxes, fed-back masks and the cascade's own points, on a frozen trunk."""
+"""Training of the small SAM: clicks, boxes, fed-back masks and the cascade's own points, on a frozen trunk."""
 
 from __future__ import annotations
 
@@ -225,12 +225,12 @@ def pretrain_sam(
     max_steps: int | None = None,
     validation_examples: int = 48,
 ) -> dict[str, Any]:
-    """Trains ``mini_trunk`` on generated images and real surfaces, and exports it.
+    """Trains the small SAM on generated images and real surfaces, and exports it.
 
     A run that was killed continues from ``out/checkpoint.pt`` when it is called again with the same folder.
 
     Args:
-        out: folder for ``checkpoint.pt``, ``log.csv`` and ``mini_trunk.safetensors`` (fp16, without the trunk).
+        out: folder for ``checkpoint.pt``, ``log.csv`` and ``mini_sam.safetensors`` (fp16, without the trunk).
         minutes: training time over all sessions; the learning rate follows it.
         seed: of weights, scenes and prompts.
         pictures: folder with pictures of surfaces, beside those that packages ship.
@@ -252,9 +252,9 @@ def pretrain_sam(
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    trunk = trunk_of("mini_trunk")
+    trunk = trunk_of("mini")
     assert trunk is not None
-    sam = build_sam("mini_trunk", trunk_state(trunk))
+    sam = build_sam("mini", trunk_state(trunk))
     side = sam.image_encoder.img_size
     grid = side // CELL
     trainee = Trainee(sam).to(place).train()
@@ -332,5 +332,5 @@ def _export(out: Path, sam: Sam, run: Session, seed: int, more: Mapping[str, Any
         "minutes": round(run.seconds / 60, 2),
         **{name: round(value, 4) if isinstance(value, float) else value for name, value in more.items()},
     }
-    export(out / "mini_trunk.safetensors", sam.state_dict(), facts)
+    export(out / "mini_sam.safetensors", sam.state_dict(), facts)
     return facts

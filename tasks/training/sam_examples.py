@@ -1,4 +1,4 @@
-"""Images and target masks for the training of ``mini_trunk``."""
+"""Images and target masks for the training of the small SAM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mini_trunk`` learns: a decoder pass over a batch of images, and its losses."""
+"""What the small SAM learns: a decoder pass over a batch of images, and its losses."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_run_is_its_table_its_folder_and_a_row_of_the_history(
     assert [result.stage for result in first.results] == list(STAGES)
     assert list(read_history(tmp_path / "runs")["folder"]) == [str(first.folder), str(second.folder)]
     comparison = compare_runs(second.folder, first.folder)
-    assert "config score.weight: 0.15 → 0.25" in comparison.notes()
+    assert "config score.weight: 0.3 → 0.25" in comparison.notes()
     assert capsys.readouterr() == ("", "")
 
 

@@ -158,9 +158,9 @@ def test_batched_cascade(predictor, k, multimask, kind):
 def test_strips_of_cells_give_the_official_logits(predictor, monkeypatch, strip):
     sam = predictor.model
     generator = torch.Generator().manual_seed(1)
-    embeddings = torch.randn(2, 128, 32, 32, generator=generator)
+    embeddings = torch.randn(2, 64, 64, 64, generator=generator)
     points = torch.rand(2, 4, 2, generator=generator) * 512
-    fed = torch.randn(2, 1, 128, 128, generator=generator)
+    fed = torch.randn(2, 1, 256, 256, generator=generator)
     boxes = torch.tensor([[10.0, 20, 300, 400], [0, 0, 511, 511]])
     if strip is None:
         monkeypatch.setattr(absorbed, "_strips", lambda cells: [(slice(None), slice(None))])
@@ -180,10 +180,10 @@ def test_strips_of_cells_give_the_official_logits(predictor, monkeypatch, strip)
 def test_bf16_is_close_to_the_official_logits(predictor):
     """Both orders of multiplication; bfloat16 has eight bits, so a few per cent of the logits' spread."""
     sam = predictor.model
-    embeddings = torch.randn(2, 128, 32, 32, generator=torch.Generator().manual_seed(2))
+    embeddings = torch.randn(2, 64, 64, 64, generator=torch.Generator().manual_seed(2))
     points, labels = torch.tensor([[[100.0, 200.0], [400.0, 90.0]]] * 2), torch.tensor([[1, 0]] * 2)
     exact = decode(sam, embeddings, points, labels).low_res_logits
     for decoder in (AbsorbedDecoder(sam, bf16=True), partial(decode, sam, bf16=True)):
         rounded = decoder(embeddings, points, labels).low_res_logits
         assert rounded.dtype == torch.float32
-        assert 0 < (rounded - exact).abs().max() < 0.1 * exact.std()
+        assert 0 < (rounded - exact).abs().max() < 0.12 * exact.std()

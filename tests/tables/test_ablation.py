@@ -62,7 +62,7 @@ def test_an_undefined_metric_is_never_best() -> None:
 def test_a_key_that_a_variant_leaves_alone_shows_the_value_it_has() -> None:
     variants = expand(grid(list=[{}, {"score.weight": 0.8}, {"score.frame": "native"}]), "mini")
     found = table(variants, [0.1, 0.2, 0.3]).drop_duplicates("variant")
-    assert found["score.weight"].tolist() == [0.15, 0.8, 0.15]
+    assert found["score.weight"].tolist() == [0.3, 0.8, 0.3]
     assert found["score.frame"].tolist() == ["518", "518", "native"]
 
 

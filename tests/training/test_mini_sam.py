@@ -52,7 +52,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="module")
 def trainee() -> Trainee:
     torch.manual_seed(0)
-    return Trainee(build_sam("mini_trunk", trunk_state("efficientnet_lite0")))
+    return Trainee(build_sam("mini", trunk_state("efficientnet_lite0")))
 
 
 def view_of(shape: np.ndarray, *, damage: bool = True) -> View:
@@ -75,17 +75,17 @@ def steps(out: Path) -> list[int]:
 def test_training_resumes_and_exports(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"minutes": 5, "batch": 1, "validation_examples": 4}
     pretrain_sam(tmp_path, max_steps=2, **arguments)
-    before = load_file(tmp_path / "mini_trunk.safetensors")
+    before = load_file(tmp_path / "mini_sam.safetensors")
     pretrain_sam(tmp_path, max_steps=0, **arguments)
-    unchanged = load_file(tmp_path / "mini_trunk.safetensors")
+    unchanged = load_file(tmp_path / "mini_sam.safetensors")
     assert all(torch.equal(unchanged[name], tensor) for name, tensor in before.items())
     facts = pretrain_sam(tmp_path, max_steps=1, **arguments)
     assert facts["steps"] == 3
     assert steps(tmp_path) == [2, 2, 3]
-    after = load_file(tmp_path / "mini_trunk.safetensors")
+    after = load_file(tmp_path / "mini_sam.safetensors")
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(0 <= facts[f"val_damage_iou_{level}"] <= 1 for level in (1, 2, 3))
-    build_sam("mini_trunk").load_state_dict(after, strict=True)
+    build_sam("mini").load_state_dict(after, strict=True)
     with pytest.raises(ValueError, match="made with seed 0, not 1"):
         pretrain_sam(tmp_path, max_steps=1, seed=1, **arguments)
 
@@ -97,18 +97,17 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "shape"), [("mini", (128, 32, 32)), ("mini_trunk", (64, 64, 64))])
-def test_the_network_runs_at_512_and_the_registry_sizes_match(name: str, shape: tuple[int, int, int]) -> None:
-    sam = build_sam(name)
+def test_the_network_runs_at_512_and_the_registry_sizes_match() -> None:
+    sam = build_sam("mini")
     with torch.no_grad():
         embedding = sam.image_encoder(torch.zeros(1, 3, 512, 512))
         points = torch.tensor([[[100.0, 50.0]]]), torch.ones(1, 1)
         sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
         low, iou = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
-    assert embedding.shape == (1, *embedding_shape(name)) == (1, *shape)
-    assert low.shape == (1, 3, 4 * shape[1], 4 * shape[2])
+    assert embedding.shape == (1, *embedding_shape("mini")) == (1, 64, 64, 64)
+    assert low.shape == (1, 3, 256, 256)
     assert iou.shape == (1, 3)
-    assert SAM_MODELS == ("vit_b", "vit_l", "vit_h", "mini", "mini_trunk")
+    assert SAM_MODELS == ("vit_b", "vit_l", "vit_h", "mini")
     with pytest.raises(ValueError, match="unknown SAM model 'vit_x'"):
         build_sam("vit_x")
 
@@ -208,7 +207,7 @@ def embedding_of(things: np.ndarray) -> torch.Tensor:
 def test_the_decoder_starts_as_a_match_of_looks_and_place(x: float, y: float, thing: int) -> None:
     """Two things, and one that looks like the first but lies far off."""
     torch.manual_seed(0)
-    sam = build_sam("mini_trunk")
+    sam = build_sam("mini")
     start_as_match(sam)
     things = np.zeros((64, 64), np.int64)
     first = disc(64, 15, 12, 6)
@@ -357,7 +356,7 @@ def test_a_cascaded_step_learns_through_all_three_passes(trainee: Trainee, damag
 @pytest.mark.slow
 def test_four_shapes_are_learned_by_heart() -> None:
     torch.manual_seed(0)
-    trainee = Trainee(build_sam("mini_trunk", trunk_state("efficientnet_lite0")))
+    trainee = Trainee(build_sam("mini", trunk_state("efficientnet_lite0")))
     views = [view_of(disc(128, *place)) for place in ((40, 50, 14), (80, 30, 22), (60, 90, 30), (90, 90, 9))]
     rng, optimizer = np.random.default_rng(0), optimiser(trainee, 1e-3)
     found: list[list[float]] = []

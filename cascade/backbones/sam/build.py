@@ -10,7 +10,6 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from cascade.backbones.sam.pyramid import CELL, PyramidEncoder
-from cascade.backbones.sam.stem import ConvPatchEmbed
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,6 @@ class _Transformer:
     depth: int
     heads: int
     global_blocks: tuple[int, ...]
-    window: int = 14
-    relative_positions: bool = True
-    convolutional_stem: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,24 +40,6 @@ _TABLE = {
     "vit_l": _Dimensions(_Transformer(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))),
     "vit_h": _Dimensions(_Transformer(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))),
     "mini": _Dimensions(
-        _Transformer(
-            width=128,
-            depth=6,
-            heads=4,
-            global_blocks=(2, 5),
-            window=8,
-            # A small network learns edges from few images when convolutions look for them, and where it is from its
-            # absolute positions alone.
-            relative_positions=False,
-            convolutional_stem=True,
-        ),
-        image_size=512,
-        embed_dim=128,
-        decoder_heads=4,
-        decoder_mlp=256,
-        iou_hidden=128,
-    ),
-    "mini_trunk": _Dimensions(
         None,
         image_size=512,
         cell=CELL,
@@ -107,9 +85,8 @@ def build_sam(name: str, trunk: Mapping[str, Tensor] | None = None) -> Sam:
     """A Segment Anything network with random weights, in evaluation mode.
 
     ``vit_b``, ``vit_l`` and ``vit_h`` have the dimensions, and so the state-dict names and shapes, of the
-    published checkpoints. ``mini`` takes 512 px squares, embeds them as ``[128, 32, 32]`` and returns low-res
-    masks of 128 px; its patch embedding is a :class:`ConvPatchEmbed`. ``mini_trunk`` embeds such squares as
-    ``[64, 64, 64]`` by a :class:`PyramidEncoder` and returns low-res masks of 256 px.
+    published checkpoints. ``mini`` takes 512 px squares, embeds them as ``[64, 64, 64]`` by a
+    :class:`PyramidEncoder` and returns low-res masks of 256 px.
 
     Args:
         name: of the model.
@@ -148,8 +125,6 @@ def build_sam(name: str, trunk: Mapping[str, Tensor] | None = None) -> Sam:
         pixel_mean=[MIDDLE] * 3 if dims.encoder is None else list(PIXEL_MEAN),
         pixel_std=[MIDDLE] * 3 if dims.encoder is None else list(PIXEL_STD),
     )
-    if dims.encoder is not None and dims.encoder.convolutional_stem:
-        sam.image_encoder.patch_embed = ConvPatchEmbed(dims.encoder.width)
     return sam.eval()
 
 
@@ -164,8 +139,8 @@ def _vision_transformer(dims: _Dimensions, encoder: _Transformer) -> nn.Module:
         out_chans=dims.embed_dim,
         qkv_bias=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=encoder.relative_positions,
-        window_size=encoder.window,
+        use_rel_pos=True,
+        window_size=14,
         global_attn_indexes=encoder.global_blocks,
     )
     return own

@@ -1,4 +1,4 @@
-"""The image encoder of the SAM ``mini_trunk``: a frozen trunk of photographs, and a light pyramid."""
+"""The image encoder of the small SAM: a frozen trunk of photographs, and a light pyramid."""
 
 from __future__ import annotations
 

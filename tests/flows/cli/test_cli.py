@@ -55,7 +55,7 @@ def test_a_run_writes_its_tables_and_says_what_every_stage_did(cli: Cli, bench: 
         ["tally", "miss"],
         ["aggregate", "miss"],
     ]
-    assert result.out.count("changed: score.weight: 0.15 → 0.25") == 3  # of the stage and of those that read it
+    assert result.out.count("changed: score.weight: 0.3 → 0.25") == 3  # of the stage and of those that read it
     names = {"results.csv", "results.parquet", "images.parquet", "points.parquet", "run.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 

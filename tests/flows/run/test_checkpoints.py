@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascade.backbones.clip.backbone import mean_text_feature, model_config, model_names
-from cascade.backbones.sam.build import build_sam
 from tests.flows.conftest import Bench, Cli, files_of, save_adapter
 from tests.tiny import SMALL_CLIP
 
@@ -218,20 +217,6 @@ def test_all_missing_weights_are_listed_at_once(refused: Callable[..., str], tmp
     assert line.startswith("error: 3 checkpoints cannot be used: (1) ")
     for part in ("cascade weights fetch vit_b", "cascade weights fetch ViT-L-14-336/openai", "cascade train april_gan"):
         assert part in line
-
-
-def test_the_sam_on_the_trunk_needs_weights_of_ones_own(refused: Callable[..., str]) -> None:
-    line = refused("embed.backbone=mini_trunk", "embed.weights=null", code=2)
-    assert "cascade train mini-sam" in line
-    assert "embed.weights=PATH" in line
-
-
-def test_the_sam_on_the_trunk_runs_from_a_file(cli: Cli, bench: Bench, tmp_path: Path) -> None:
-    path = tmp_path / "trained.safetensors"
-    save_file({name: value.half().contiguous() for name, value in build_sam("mini_trunk").state_dict().items()}, path)
-    result = cli(*bench.arguments("embed.backbone=mini_trunk", f"embed.weights={path}"), "--out", tmp_path / "out")
-    assert result.code == 0, result
-    assert list((tmp_path / "out").rglob("results.csv"))
 
 
 def test_a_damaged_training_is_not_continued(cli: Cli, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_a_network_that_returns_nan_fails_naming_the_image(empty: Bench, tmp_pat
 
     sam = next(Path(each.partition("=")[2]) for each in empty.overrides if each.startswith("embed.weights"))
     state = load_file(sam)
-    state["image_encoder.neck.0.weight"] = torch.full((128, 128, 1, 1), 3e38)  # finite weights, whose sums are not
+    state["image_encoder.neck.weight"] = torch.full((64,), 3e38)  # finite weights, whose products are not
     save_file(state, tmp_path / "large.safetensors")
     with pytest.raises(StageError, match=r"embed: carpet/test/.*\.png: .*NaN"):
         empty.run(f"embed.weights={tmp_path / 'large.safetensors'}")
@@ -587,7 +587,7 @@ def test_a_category_without_defects_has_empty_cells_and_a_warning(own_data: Benc
 
 def test_an_image_below_the_threshold_has_no_prompt_and_the_clip_maps_score(bench: Bench, tmp_path: Path) -> None:
     never = ("prompt.threshold.rule=absolute", "prompt.threshold.absolute=1.0", "score.image_score=clip")
-    for rule, factor in (("map", 1.0), ("damp", 0.85)):
+    for rule, factor in (("map", 1.0), ("damp", 0.7)):
         outcome = bench.run(*never, f"score.no_prompt={rule}")
         scored = outcome.artefact("score")
         for item in scored.done():

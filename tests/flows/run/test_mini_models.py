@@ -52,9 +52,8 @@ def test_the_clip_map_finds_defects(means):
     assert means.loc["clip", "image_auroc"] > 0.8
 
 
-@pytest.mark.parametrize(("metric", "margin"), [("pixel_f1max", -0.005), ("pixel_ap", 0.005)])
-def test_the_last_step_gains_ap_and_keeps_f1max(means, metric, margin):
-    """In AP; in F1-max it is on a par with it here, and better on other seeds (docs/choices.md)."""
+@pytest.mark.parametrize(("metric", "margin"), [("pixel_f1max", 0.01), ("pixel_ap", 0.02)])
+def test_the_last_step_is_better_than_the_map(means, metric, margin):
     assert means.loc["points+box+logits", metric] > means.loc["clip", metric] + margin
 
 

@@ -109,7 +109,7 @@ def test_every_kind_of_change_is_named(baseline: Path, tmp_path: Path) -> None:
     found = notes(run, baseline)
     assert found[0].startswith("image cap/00: ")
     assert f"weights clip: {digest_of('clip')[:12]}… → {digest_of('another')[:12]}…" in found
-    assert "config score.weight: 0.15 → 0.25" in found
+    assert "config score.weight: 0.3 → 0.25" in found
     assert any(line.startswith("config localise.sentences: ") for line in found)
     assert "stage version embed: 1 → 2" in found
     assert 'library torch: "2.9.0" → "2.10.0"' in found
