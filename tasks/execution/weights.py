@@ -82,13 +82,16 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
     plain = localise.backbone.removesuffix("-quickgelu")
     registered = _SHIPPED_CLIP.get(localise.backbone, f"{plain}/{localise.pretrained}")
     if localise.weights is None and registered not in REGISTRY:
-        from cascade.tasks.execution.networks import clip_config  # brings torch along
+        from cascade.backbones.clip.backbone import origin  # brings torch along
+        from cascade.tasks.execution.networks import clip_config
 
         clip_config(localise.backbone)
+        url = origin(localise.backbone, localise.pretrained)
         known = [name.partition("/")[0] for name in REGISTRY if "/" in name] + list(_SHIPPED_CLIP)
         raise ConfigError(
             f"localise.backbone: no weights are registered for '{localise.backbone}' with tag '{localise.pretrained}'; "
             f"{nearest(localise.backbone, known)}, or give localise.weights=PATH"
+            f"{f' (open_clip has them from {url})' if url else ''}"
         )
     return locate(localise.weights or registered, folder=folder, sha256=localise.sha256)
 

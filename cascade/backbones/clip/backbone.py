@@ -63,6 +63,11 @@ def unreadable(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def origin(name: str, tag: str) -> str | None:
+    """Where open_clip gets the weights of a tag from, ``None`` if it does not know; nothing is downloaded."""
+    return open_clip.get_pretrained_url(name, tag) or None
+
+
 def normalises_alike(name: str, tag: str) -> bool:
     """Whether the weights of a tag were trained on images normalised as here, as far as open_clip knows."""
     known = open_clip.get_pretrained_cfg(name, tag)

@@ -135,6 +135,7 @@ def test_on_a_vision_transformer(cli: Cli, data: Path, tmp_path: Path, monkeypat
         ("localise.layers=[1]", "localise.layers is an option of 'april_gan'"),
         ("localise.prompts=winclip22", "no ensemble 'winclip22'; did you mean 'winclip_22'"),
         ("localise.backbone=ViT-B-16-plus-240", "no weights are registered for 'ViT-B-16-plus-240'"),
+        ("localise.backbone=ViT-B-16-plus-240", "v0.2-weights/vit_b_16_plus_240-laion400m_e31-8fb26589.pt)"),
     ],
 )
 def test_what_cannot_work_is_refused(cli: Cli, data: Path, tmp_path: Path, setting: str, line: str) -> None:
