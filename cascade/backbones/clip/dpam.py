@@ -57,18 +57,20 @@ def value_features(model: nn.Module, images: torch.Tensor, layers: Sequence[int]
     """
     visual: Any = model.visual
     depth = len(visual.transformer.resblocks)
-    ordinary = image_tokens(model, images, range(1, depth + 1), bf16=bf16).blocks
-    path, found = {layer: ordinary[layer - 1] for layer in layers}, None
+    first = max(1, depth - PARALLEL)
+    numbers = sorted({*layers, *range(first, depth + 1)})
+    ordinary = dict(zip(numbers, image_tokens(model, images, numbers, bf16=bf16).blocks, strict=True))
+    path, found = {layer: ordinary[layer] for layer in layers}, None
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        for number in range(max(1, depth - PARALLEL), depth):
-            entering = ordinary[number - 1]
+        for number in range(first, depth):
+            entering = ordinary[number]
             found = (entering if found is None else found) + among_values(
                 visual.transformer.resblocks[number], entering
             )
             if number + 1 in path:
                 path[number + 1] = found
         blocks = tuple(projected(model, path[layer]).float() for layer in layers)
-        pooled = (ordinary[-1][:, 0] @ visual.proj).float()
+        pooled = (ordinary[depth][:, 0] @ visual.proj).float()
     return ImageTokens(blocks, pooled)
 
 

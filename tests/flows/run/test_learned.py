@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from cascade import Segmenter
 from cascade.configs.loader import PRESETS, load_experiment
 from cascade.flows.generate import generate_dataset
 from cascade.localisers import make_localiser
+from cascade.localisers.af_clip import AfClip
+from cascade.localisers.anomaly_clip import AnomalyClip
 from cascade.localisers.cross_modal import CrossModal
 from cascade.localisers.learned_prompts import LearnedPrompts
 from cascade.localisers.neighbour_tokens import AfAdapter
@@ -224,7 +227,7 @@ def test_what_a_training_writes_is_run(
     cli: Cli, run: Callable[..., Result], place: Path, method: str, backbone: str
 ) -> None:
     chosen = [part for each in settings(place, backbone) for part in ("--set", each)]
-    recipe = ("--train", "epochs=2", "--train", "batch_size=4", "--train", "held_out=0.5")
+    recipe = ("--train", "epochs=2", "--train", "batch_size=4", "--train", "held_out=0.5", "--train", "mosaic=0.5")
     to = ("--dataset", place / "data", "--experiment", method, "--store", "store", "--out", "trained.safetensors")
     done = cli("train", method, *to, *chosen, *recipe)
     assert done.code == 0, done.err
@@ -362,7 +365,20 @@ def test_the_strips_and_scales_of_clipsam_umci_reach_beyond_a_cell_and_hear_the_
     assert swapped.min() > 1e-4
 
 
-def test_a_clip_without_attention_is_refused_by_anomaly_clip(run: Callable[..., Result], place: Path) -> None:
+@pytest.mark.parametrize("method", ["af_clip", "anomaly_clip"])
+def test_half_precision_looks_alike(place: Path, method: str) -> None:
+    localiser, own = parts(place, method, "small")
+    assert isinstance(localiser, AfClip | AnomalyClip)
+    inputs = torch.stack([localiser.inputs([square])[0] for square in pictures(SIDES["small"])[0]])
+    full, half = (replace(localiser, precision=each).look(own, [inputs]) for each in ("fp32", "bf16"))
+    for name, values in full.items():
+        apart = (half[name] - values).square().mean().sqrt()
+        assert 0 < apart < 0.03 * values.std(), name
+
+
+def test_a_clip_without_attention_is_refused_by_anomaly_clip(cli: Cli, run: Callable[..., Result], place: Path) -> None:
+    untrained = cli("train", "anomaly_clip", "--dataset", place / "data").refusal()
+    assert "anomaly_clip reads the attention of CLIP's blocks, and 'mini' cannot be read so" in untrained
     refused = run("anomaly_clip", "mini", adapter=place / "anomaly_clip_small.safetensors").refusal()
     assert "anomaly_clip reads the attention of CLIP's blocks, and 'mini' cannot be read so" in refused
     assert "ViT-L-14-336" in refused
