@@ -136,7 +136,9 @@ def _train(
 
 
 def _log_epoch(epoch: Epoch) -> None:
-    LOGGER.info("%s", epoch)
+    LOGGER.info("epoch %d: loss %.4f", epoch.number, epoch.loss)
+    if epoch.pixel_ap is not None and epoch.pixel_f1max is not None:
+        LOGGER.info("held out: AP %.4f, F1-max %.4f", epoch.pixel_ap, epoch.pixel_f1max)
 
 
 def train_config(overrides: Sequence[str], method: str = "april_gan") -> TrainConfig:
