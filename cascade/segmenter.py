@@ -65,6 +65,7 @@ class Prediction:
 
     Attributes:
         score: of the image, larger is worse; that of the last step.
+        defective: whether this score reaches ``score.operating_threshold``; ``None`` if the experiment has none.
         map: [H, W] float16, one score per pixel in the evaluation frame (``score.frame``, by default 518 x 518, which
             spans the image); that of the last step.
         mask: [H, W] bool, what the last step segments.
@@ -76,6 +77,7 @@ class Prediction:
     """
 
     score: float
+    defective: bool | None
     map: NDArray[np.float16]
     mask: NDArray[np.bool_]
     threshold: float
@@ -133,6 +135,7 @@ class Parts:
         fusion: the options of the fusion.
         image_score: which of the image scores is meant.
         top_share: share of the pixels that are the top.
+        operating_threshold: image score from which on an image is defective; ``None`` for no decision.
     """
 
     localiser: Localiser
@@ -147,6 +150,7 @@ class Parts:
     fusion: FusionOptions
     image_score: ImageScoreRule
     top_share: float
+    operating_threshold: float | None
 
 
 class Segmenter:
@@ -279,9 +283,10 @@ class Segmenter:
         scores, segments = pixel_scores(values, threshold, masks, len(steps) - 1, frame, parts.fusion)
         of_image = image_scores(scores, localiser_score, parts.top_share)[parts.image_score]
         predicted = {step: PredictedStep(*each) for step, *each in zip(steps, scores, segments, of_image, strict=True)}
-        last = predicted[steps[-1]]
+        last, limit = predicted[steps[-1]], parts.operating_threshold
         return Prediction(
             score=last.score,
+            defective=None if limit is None else bool(last.score >= limit),
             map=last.map,
             mask=last.mask,
             threshold=threshold,

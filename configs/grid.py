@@ -131,7 +131,8 @@ def variant_name(changes: Mapping[str, Any], keys: Sequence[str]) -> str:
     return ",".join(parts) or BASE
 
 
-def _combinations(grid: Grid) -> list[dict[str, Any]]:
+def directions_of(grid: Grid) -> list[list[dict[str, Any]]]:
+    """The values of each direction, as the keys that they set. Raises ``ConfigError`` if nothing varies."""
     axes = grid.axes
     directions: list[list[dict[str, Any]]] = [[{key: value} for value in values] for key, values in axes.grid.items()]
     if axes.zip:
@@ -144,6 +145,11 @@ def _combinations(grid: Grid) -> list[dict[str, Any]]:
         directions.append(list(axes.list))
     if not directions:
         raise ConfigError(f"grid '{grid.name}': nothing varies; give axes.grid, axes.zip or axes.list some values")
+    return directions
+
+
+def _combinations(grid: Grid) -> list[dict[str, Any]]:
+    directions = directions_of(grid)
     count = math.prod(len(direction) for direction in directions)
     if count > MAX_VARIANTS:
         raise ConfigError(f"grid '{grid.name}' has {count} variants, more than {MAX_VARIANTS}; split it, or vary less")

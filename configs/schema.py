@@ -179,9 +179,15 @@ class ScoreConfig(Section):
         "the mean of CLIP's and that",
     )
     top_share: Real = Field(0.01, gt=0.0, le=1.0, description="A20: share of the pixels that are the top")
+    operating_threshold: Annotated[Real, Field(ge=-1000.0, le=1000.0)] | None = Field(
+        None,
+        description="an image is defective from this image score of the last step on; no yes or no when absent. It "
+        "changes no score; `cascade calibrate` chooses it",
+    )
 
     def _idle(self) -> set[str]:
-        return {"weight", "gain", "no_prompt"} if self.fusion == "sum" else set()
+        idle = {"operating_threshold"}
+        return idle | {"weight", "gain", "no_prompt"} if self.fusion == "sum" else idle
 
 
 class RuntimeConfig(Section):

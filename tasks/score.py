@@ -136,7 +136,7 @@ def fusion_options(config: ScoreConfig) -> FusionOptions:
     """The options of the fusion from their configuration."""
     from cascade.fusion import FusionOptions
 
-    return FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share"}))
+    return FusionOptions(**config.model_dump(exclude={"frame", "image_score", "top_share", "operating_threshold"}))
 
 
 def truth_in_frame(run: Run, record: ImageRecord) -> NDArray[np.bool_] | None:

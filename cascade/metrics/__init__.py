@@ -19,6 +19,7 @@ from cascade.metrics.curves import (
     summary,
 )
 from cascade.metrics.histogram import N_BINS, ScoreHistogram, bin_values, distinct_histogram, score_histogram
+from cascade.metrics.operating import best_f1_thresholds, quantile_threshold
 from cascade.metrics.regions import region_weights
 from cascade.metrics.significance import (
     Estimate,
@@ -43,6 +44,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "bca_intervals",
+    "best_f1_thresholds",
     "bin_values",
     "bins_of_scores",
     "correctable",
@@ -53,6 +55,7 @@ __all__ = [
     "influences",
     "left_out_weights",
     "p_values",
+    "quantile_threshold",
     "region_weights",
     "resampled_metrics",
     "score_histogram",

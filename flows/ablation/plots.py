@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,32 @@ def write_plot(path: Path, wide: pd.DataFrame, metric: str) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     if 1 < len(labels) <= _LEGEND_ENTRIES:
         figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def write_sensitivity(path: Path, directions: Mapping[str, pd.DataFrame], default: float) -> None:
+    """Draw how a score depends on each direction of a grid as PNG, a panel for each.
+
+    Args:
+        path: of the file.
+        directions: by what varies, a row for each value of it in order, named by it, with the ``best`` and the
+            ``mean`` score over all else in the grid.
+        default: score of the experiment as it was; a dashed line.
+    """
+    width, height = _PANEL
+    figure = Figure(figsize=(width * len(directions) + 1.5, height + 0.8), layout="constrained")
+    panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
+    for panel, (name, scores) in zip(panels, directions.items(), strict=True):
+        places = range(len(scores))
+        for column, label in (("best", "best of the rest"), ("mean", "mean of the rest")):
+            panel.plot(places, scores[column], marker="o", markersize=4, label=label)
+        panel.axhline(default, linestyle="--", color="grey", label="as it was")
+        panel.set_xticks(list(places), [_short(value) for value in scores.index], rotation=90, fontsize="x-small")
+        panel.set_title(_short(name), fontsize="medium")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("pixel AP + F1-max")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     with replacing(path) as part:
         figure.savefig(part, dpi=120)
 

@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from cascade.flows.cli import (
     ablate,
     bench,
+    calibrate,
     compare,
     data,
     datasets,
@@ -37,6 +38,7 @@ for command in (
     run.run,
     run.demo,
     ablate.ablate,
+    calibrate.calibrate,
     reproduce.reproduce,
     compare.compare,
     history.history,

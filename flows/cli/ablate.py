@@ -32,7 +32,7 @@ _SHOWN_METRICS = ("pixel_auroc", "pixel_f1max", "pixel_ap", "pixel_aupro")
 def ablate(
     grid: Annotated[
         str | None,
-        typer.Argument(help="Preset (table2, table3, thresholds, spacing, fusion, backbones) or YAML file."),
+        typer.Argument(help="Preset (table2, table3, thresholds, spacing, fusion, backbones, calibrate) or YAML file."),
     ] = None,
     experiment: Annotated[
         str | None, typer.Option(help="Preset or YAML file that the grid varies; mini by default.")

@@ -53,6 +53,7 @@ def parts_of(experiment: Experiment) -> Parts:
         fusion=fusion_options(experiment.score),
         image_score=experiment.score.image_score,
         top_share=experiment.score.top_share,
+        operating_threshold=experiment.score.operating_threshold,
     )
 
 

@@ -78,9 +78,10 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
     ``mask_area`` is the segmented share of the evaluation frame: S_a for the map's row, the chosen mask for a step.
     ``mask_iou`` compares it with the ground truth of a defective image, ``mask`` says which of three masks was chosen.
     ``image_score`` is one of ``clip_score``, ``max_score`` and ``top_score``. ``vanished``
-    says that the defects leave no pixel in that frame. ``item`` names the image in the store.
+    says that the defects leave no pixel in that frame. ``item`` names the image in the store. With
+    ``score.operating_threshold`` there is ``defective``: whether the image's score after the last step reaches it.
     """
-    scores = SCORE.artefact(run)
+    scores, limit = SCORE.artefact(run), run.experiment.score.operating_threshold
     prompts, refined = (PROMPT.artefact(run), REFINE.artefact(run)) if refines(run) else (None, None)
     rows: list[dict[str, Any]] = []
     for record in run.manifest:
@@ -105,6 +106,8 @@ def images_table(run: Run, *, leak: bool = False) -> pd.DataFrame:
             "vanished": _vanished(record, scored),
             "item": item,
         }
+        if limit is not None:
+            common["defective"] = scored["image_score"][-1] >= limit
         for index, step in enumerate(run.steps):
             rows.append(
                 common

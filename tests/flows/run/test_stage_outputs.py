@@ -154,6 +154,7 @@ WITHOUT_CASE = {
     **dict.fromkeys(("localise.tower", "localise.image_score"), "of uniadet alone; compared in test_uniadet.py"),
     "localise.scales": "of winclip alone; compared in test_winclip.py",
     "refine.method": "each method has options of its own",
+    "score.operating_threshold": "decides on an image by its score; tried in test_calibrate.py",
     "refine.batch_size": "how many at a time",
 }
 
