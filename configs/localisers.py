@@ -52,11 +52,15 @@ class ClipLocaliser(Localiser):
 
     Attributes:
         ATTENTION: whether it reads the attention of the image tower's blocks.
+        OWN_TOWER: whether it goes through layers of the image tower that only open_clip's own have.
+        SPEAKS: whether CLIP's text tower is asked.
     """
 
     PLACES = Localiser.PLACES | {"pretrained", "prompts"}
     LOOK: ClassVar[tuple[str, ...]] = ("backbone", "activation", "sides", "precision")
     ATTENTION: ClassVar[bool] = False
+    OWN_TOWER: ClassVar[bool] = False
+    SPEAKS: ClassVar[bool] = True
 
     backbone: str = Field("ViT-L-14-336", description="an open_clip model, or 'mini'")
     pretrained: str = Field("openai", description="open_clip tag of the weights")
@@ -77,6 +81,23 @@ class ClipLocaliser(Localiser):
     def sides(self) -> tuple[int, ...]:
         """Every side of CLIP's input, ``image_side`` first."""
         return (self.image_side,)
+
+    def key_options(self) -> dict[str, Any]:
+        """The options that are part of the key."""
+        return super().key_options() | self._tag()
+
+    def look_options(self) -> dict[str, Any]:
+        """The options that are part of the key of what is seen before a word is said."""
+        return super().look_options() | self._tag()
+
+    def _tag(self) -> dict[str, str]:
+        """The tag, where it is not the weights that say how images are normalised.
+
+        A registered checkpoint has one tag; a file of one's own can be given under any. Those that are left out here
+        normalise alike for each model: as for its only way, or as CLIP.
+        """
+        own = self.weights is not None and self.pretrained not in ("openai", "shipped")
+        return {"pretrained": self.pretrained} if own and "pretrained" not in self._idle() else {}
 
 
 class ClipBlocks(ClipLocaliser):
@@ -130,6 +151,8 @@ class AfClip(LearnedClip):
     """AF-CLIP: tokens averaged with their neighbours, through one adapter, compared with two learned prompts."""
 
     LOOK: ClassVar[tuple[str, ...]] = ("method", *LearnedClip.LOOK)
+
+    OWN_TOWER = True
 
     method: Literal["af_clip"] = "af_clip"
 
@@ -317,6 +340,8 @@ class SdpPlus(ClipAd, TrainedClip):
 class UniAdet(TrainedClip):
     """UniADet: two learned vectors for the image and two for its cells, on layers of a frozen network; no words."""
 
+    SPEAKS = False
+
     method: Literal["uniadet"] = "uniadet"
     tower: Literal["clip", "features"] = Field(
         "clip",
@@ -339,13 +364,15 @@ class UniAdet(TrainedClip):
         return super().look_options() | ({} if self.tower == "clip" else {"tower": self.tower})
 
     def _idle(self) -> set[str]:
-        return set() if self.tower == "clip" else {"activation", "precision"}
+        return set() if self.tower == "clip" else {"activation", "precision", "pretrained"}
 
 
 class WinClip(ClipLocaliser):
     """WinCLIP: windows of the image, each alone before CLIP, compared with two text features; no training."""
 
     LOOK: ClassVar[tuple[str, ...]] = ("method", *ClipLocaliser.LOOK, "scales")
+
+    OWN_TOWER = True
 
     method: Literal["winclip"] = "winclip"
     scales: tuple[Annotated[Whole, Field(ge=1, le=256)], ...] = Field(

@@ -15,6 +15,13 @@ SMALL_CLIP: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 """Dimensions of a small ``open_clip.CLIP``."""
+SMALL_TIMM_CLIP: dict[str, Any] = {
+    "embed_dim": 64,
+    "custom_text": True,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+"""A small ``open_clip.CustomTextCLIP`` with an image tower of timm: 6 blocks of width 64 and patches of 16 pixels."""
 
 
 def mini_clip_state(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -17,15 +17,18 @@ from torch import nn
 from torch.compiler import config as compiler
 
 from cascade.backbones.clip.backbone import (
+    Normalisation,
     Positions,
     build_clip,
     compile_blocks,
     model_config,
     model_names,
-    normalises_alike,
+    normalisation,
     unreadable,
+    wordless,
 )
 from cascade.backbones.clip.dpam import without_plain_attention
+from cascade.backbones.clip.timm_tower import refused_side, tower_of
 from cascade.backbones.features.efficientnet import STRIDES, Trunk
 from cascade.backbones.features.timm_network import TimmNetwork, Unsuitable, check_side, levels_of
 from cascade.backbones.sam.absorbed import AbsorbedDecoder
@@ -130,7 +133,8 @@ class Networks:
         quick = localise.activation == "quickgelu"
         pinned = located.source != "path" or localise.sha256 is not None
         positions = getattr(localise, "positions", "bicubic")
-        shape = (side, quick, positions, self.device, self.compiled)
+        normalised = normalisation(localise.backbone, localise.pretrained)
+        shape = (side, quick, positions, normalised, self.device, self.compiled)
         return _clip(localise.backbone, located.path, located.sha256, pinned, *shape)
 
     def features(self) -> Features:
@@ -177,19 +181,30 @@ def networks_of(experiment: Experiment, weights: Weights) -> Networks:
 
 
 def clip_config(backbone: str) -> dict[str, Any]:
-    """The open_clip configuration of a backbone. Raises ``ConfigError`` naming the nearest one that can be read."""
+    """The open_clip configuration of a backbone, with the dimensions of its tower also where timm knows them.
+
+    These are ``width``, ``layers`` and ``patch_size`` of ``vision_cfg``. Raises ``ConfigError`` naming the nearest
+    model that can be read.
+    """
     ours = {path.stem.removesuffix("_clip"): path for path in MODELS.glob("*_clip.json")}
-    if backbone in ours:
-        config: dict[str, Any] = json.loads(ours[backbone].read_text(encoding="utf-8"))
-        return config
-    known = model_config(backbone)
+    known = json.loads(ours[backbone].read_text(encoding="utf-8")) if backbone in ours else model_config(backbone)
     if known is None:
-        raise ConfigError(f"localise.backbone: no model '{backbone}'; {nearest(backbone, [*model_names(), *ours])}")
-    if (reason := unreadable(known)) is not None:
-        raise ConfigError(
-            f"localise.backbone: '{backbone}' cannot be read: {reason}; {nearest(backbone, [*model_names(), *ours])}"
-        )
-    return known
+        raise ConfigError(f"localise.backbone: no model '{backbone}'; {nearest(backbone, readable())}")
+    reason = unreadable(known)
+    try:
+        width, layers, patch = tower_of(known) if reason is None else (0, 0, 0)
+    except Unsuitable as error:
+        reason = str(error)
+    if reason is not None:
+        raise ConfigError(f"localise.backbone: '{backbone}' cannot be read: {reason}; {nearest(backbone, readable())}")
+    config: dict[str, Any] = known
+    config["vision_cfg"] |= {"width": width, "layers": layers, "patch_size": patch}
+    return config
+
+
+def readable() -> list[str]:
+    """Names of the CLIP models that can be read, words included."""
+    return [*model_names(), *(path.stem.removesuffix("_clip") for path in MODELS.glob("*_clip.json"))]
 
 
 def trunk_state(name: str) -> dict[str, torch.Tensor]:
@@ -223,21 +238,37 @@ def check_levels(place: str, localise: Mutual | UniAdet) -> None:
         )
 
 
+def check_words(localise: ClipLocaliser, config: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if a model cannot be asked in words, and the localiser does so."""
+    if localise.SPEAKS and (reason := wordless(config)) is not None:
+        raise ConfigError(
+            f"localise.backbone: {localise.method} asks CLIP in words, and '{localise.backbone}' cannot be asked: "
+            f"{reason}; use localise.method=uniadet, or another model: {nearest(localise.backbone, readable())}"
+        )
+
+
 def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
     """Raise ``ConfigError`` if a configuration does not fit the vision tower.
 
-    It may ask for a block that is not there, or its attention where it has none, for an input that cannot be cut into
-    patches, another activation than the name says, or weights whose images were normalised otherwise.
+    It may ask for a block that is not there, or for what only another tower or text has, for an input that cannot be
+    cut into patches, or for another activation than the name says.
     """
-    if config.get("quick_gelu") and localise.activation != "quickgelu":
+    quick, tower = bool(config.get("quick_gelu")), config["vision_cfg"].get("timm_model_name")
+    if quick and localise.activation != "quickgelu":
         raise ConfigError(
             f"localise.backbone: '{localise.backbone}' has quickgelu in its name, but localise.activation is "
             f"'{localise.activation}'; set localise.activation=quickgelu, or leave it out of the name"
         )
-    if not normalises_alike(localise.backbone, localise.pretrained):
+    if tower is not None and not quick and localise.activation != "gelu":
         raise ConfigError(
-            f"localise.pretrained: '{localise.pretrained}' of {localise.backbone} was trained on images that were "
-            f"normalised otherwise than here; use another tag"
+            f"localise.activation: '{localise.backbone}' has the activation with which it was trained, which is not "
+            f"'{localise.activation}'; set localise.activation=gelu"
+        )
+    check_words(localise, config)
+    if localise.OWN_TOWER and tower is not None:
+        raise ConfigError(
+            f"localise.backbone: {localise.method} goes through the layers of CLIP's image tower one by one, and that "
+            f"of '{localise.backbone}' is one of timm's; use a ViT of open_clip, such as ViT-L-14-336"
         )
     if localise.ATTENTION and (reason := without_plain_attention(config)) is not None:
         raise ConfigError(
@@ -254,6 +285,11 @@ def check_vision(localise: ClipLocaliser, config: dict[str, Any]) -> None:
             raise ConfigError(
                 f"localise.{'more_sides' if number else 'image_side'} {side}: must be a multiple of the patch side of "
                 f"{localise.backbone}, {patch}; for example {max(below, patch)} or {below + patch}"
+            )
+        if tower is not None and (reason := refused_side(tower, side)) is not None:
+            raise ConfigError(
+                f"localise.{'more_sides' if number else 'image_side'} {side}: {reason}; use its native side, or "
+                f"another backbone"
             )
     if isinstance(localise, WinClip) and max(localise.scales) > localise.image_side // patch:
         raise ConfigError(
@@ -287,13 +323,16 @@ def _clip(
     side: int,
     quick_gelu: bool,
     positions: Positions,
+    normalised: Normalisation,
     device: torch.device,
     compiled: bool,
 ) -> nn.Module:
     state, config = read_state(path, sha256, pinned=pinned), clip_config(backbone)
     trunk = trunk_state(config["vision_cfg"]["trunk"]) if "trunk" in config["vision_cfg"] else None
     try:
-        clip = build_clip(config, state, side, quick_gelu=quick_gelu, trunk=trunk, positions=positions)
+        clip = build_clip(
+            config, state, side, quick_gelu=quick_gelu, trunk=trunk, positions=positions, normalised=normalised
+        )
     except ConfigError:
         raise
     except ValueError as error:

@@ -83,9 +83,9 @@ def locate_clip(experiment: Experiment, folder: Path) -> LocatedWeights:
     registered = _SHIPPED_CLIP.get(localise.backbone, f"{plain}/{localise.pretrained}")
     if localise.weights is None and registered not in REGISTRY:
         from cascade.backbones.clip.backbone import origin  # brings torch along
-        from cascade.tasks.execution.networks import clip_config
+        from cascade.tasks.execution.networks import check_words, clip_config
 
-        clip_config(localise.backbone)
+        check_words(localise, clip_config(localise.backbone))
         url = origin(localise.backbone, localise.pretrained)
         known = [name.partition("/")[0] for name in REGISTRY if "/" in name] + list(_SHIPPED_CLIP)
         raise ConfigError(

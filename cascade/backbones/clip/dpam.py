@@ -29,6 +29,8 @@ def without_plain_attention(config: Mapping[str, Any]) -> str | None:
     vision = config["vision_cfg"]
     if "trunk" in vision:
         return "its blocks have no attention"
+    if "timm_model_name" in vision:
+        return "its image tower is one of timm's"
     if vision.get("block_type") == "custom" or any(vision.get(name) for name in _OTHER_BLOCKS):
         return "its blocks have an attention of their own form"
     if vision.get("attentional_pool"):

@@ -60,7 +60,7 @@ def check_side(name: str, side: int) -> None:
         channels, strides = _declared(network)
         told: Any = network.pretrained_cfg
         try:
-            _set_side(network, side)
+            set_side(network, side)
             found = _intermediates(network, torch.empty(1, 3, side, side), range(len(strides)))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise Unsuitable(f"'{name}' of timm looks at {' x '.join(map(str, told['input_size']))} alone") from error
@@ -91,7 +91,7 @@ class TimmNetwork(nn.Module):
         self.channels, self.strides = levels_of(name)
         self.network = _created(name)
         _load(self.network, state, name)
-        _set_side(self.network, side)
+        set_side(self.network, side)
         told: Any = self.network.pretrained_cfg
         self.mean: torch.Tensor
         self.std: torch.Tensor
@@ -124,7 +124,7 @@ def _created(name: str) -> nn.Module:
     return network.eval()
 
 
-def _set_side(network: nn.Module, side: int) -> None:
+def set_side(network: nn.Module, side: int) -> None:
     """Let a network that knows the size of its images take others; its positions are interpolated."""
     if hasattr(network, "set_input_size"):
         with warnings.catch_warnings():
