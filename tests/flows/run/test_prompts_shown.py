@@ -92,7 +92,7 @@ def test_a_faint_defect_gets_a_prompt_and_an_image_without_one_keeps_the_maps_or
 ) -> None:
     """By default; with the floor and the damping of paper_strict it has no mask and ranks below the others."""
     default = [f"prompt.threshold.rule={PromptConfig().threshold.rule}", f"score.no_prompt={ScoreConfig().no_prompt}"]
-    strict = ["prompt.threshold.rule=max", "score.no_prompt=damp"]
+    strict = ["prompt.threshold.rule=max", "score.no_prompt=damp", "score.weight=0.5"]
     _, _, _, every = finished_run(cli, bench, tmp_path / "default", *default)
     floor = float(every[every["step"] == STEPS[0]]["max_score"].min()) + 1e-3
     _, _, _, damped = finished_run(cli, bench, tmp_path / "strict", *strict, f"prompt.threshold.absolute={floor}")
