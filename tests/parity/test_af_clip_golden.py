@@ -3,11 +3,10 @@
 import json
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 
-from cascade.backbones.clip.backbone import build_clip, image_tensor, image_tokens, projected
+from cascade.backbones.clip.backbone import image_tensor, image_tokens, projected
 from cascade.localisers.af_clip import AfClip
 from cascade.localisers.learned_prompts import on_grid
 from cascade.localisers.neighbour_tokens import (
@@ -22,7 +21,7 @@ from cascade.localisers.neighbour_tokens import (
 )
 from cascade.localisers.squares import squared
 from cascade.losses import binary_focal_loss, patch_alignment_loss
-from tests.parity.rules import clip_weight, golden_files
+from tests.parity.rules import clip_weight, golden_clip, golden_files
 
 LAYERS = (6, 12, 18, 24)
 
@@ -39,16 +38,7 @@ def config(case):
 
 @pytest.fixture(scope="module")
 def model(case, config):
-    bare = open_clip.CLIP(
-        config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config["quick_gelu"]
-    )
-    salt = str(case["salt"])
-    state = {
-        name: torch.from_numpy(clip_weight(name, tuple(value.shape), salt)) for name, value in bare.state_dict().items()
-    }
-    return build_clip(
-        config, state, int(config["image_size_run"]), quick_gelu=config["quick_gelu"], positions="bilinear"
-    )
+    return golden_clip(config, str(case["salt"]), positions="bilinear")
 
 
 @pytest.fixture(scope="module")

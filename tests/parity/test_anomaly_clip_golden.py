@@ -3,11 +3,10 @@
 import json
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 
-from cascade.backbones.clip.backbone import build_clip, image_tensor
+from cascade.backbones.clip.backbone import image_tensor
 from cascade.backbones.clip.dpam import value_features
 from cascade.localisers.anomaly_clip import AnomalyClip
 from cascade.localisers.learned_prompts import (
@@ -20,7 +19,7 @@ from cascade.localisers.learned_prompts import (
 )
 from cascade.localisers.squares import squared
 from cascade.losses import dice_loss, focal_loss, glocal_loss
-from tests.parity.rules import clip_weight, golden_files
+from tests.parity.rules import clip_weight, golden_clip, golden_files
 
 CLEAN, LAST = (6, 12, 18, 24), (24,)
 VARIANTS = {"l6_12_18_24": CLEAN, "l24": LAST}
@@ -38,16 +37,7 @@ def config(case):
 
 @pytest.fixture(scope="module")
 def model(case, config):
-    bare = open_clip.CLIP(
-        config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config["quick_gelu"]
-    )
-    salt = str(case["salt"])
-    state = {
-        name: torch.from_numpy(clip_weight(name, tuple(value.shape), salt)) for name, value in bare.state_dict().items()
-    }
-    return build_clip(
-        config, state, int(config["image_size_run"]), quick_gelu=config["quick_gelu"], positions="bilinear"
-    )
+    return golden_clip(config, str(case["salt"]), positions="bilinear")
 
 
 @pytest.fixture
