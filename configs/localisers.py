@@ -10,6 +10,8 @@ from cascade.configs.section import BatchSize, Fraction, Precision, Real, Sectio
 from cascade.storage.errors import ConfigError
 
 ClipSide = Annotated[Whole, Field(ge=16, le=4096)]
+Layers = Annotated[tuple[Annotated[Whole, Field(ge=1, le=1000)], ...], Field(min_length=1, max_length=100)]
+"""Blocks or levels, counted from 1."""
 
 
 def ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,9 +107,7 @@ class ClipBlocks(ClipLocaliser):
 
     LOOK = (*ClipLocaliser.LOOK, "layers")
 
-    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
-        (6, 12, 18, 24), min_length=1, max_length=100, description="blocks in ascending order, counted from 1"
-    )
+    layers: Layers = Field((6, 12, 18, 24), description="blocks in ascending order, counted from 1")
 
     @field_validator("layers")
     @classmethod
@@ -164,10 +164,8 @@ class AnomalyClip(LearnedClip):
     ATTENTION = True
 
     method: Literal["anomaly_clip"] = "anomaly_clip"
-    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
+    layers: Layers = Field(
         (24,),
-        min_length=1,
-        max_length=100,
         description="blocks in ascending order, counted from 1; published is 24 alone (the authors asked for 6, 12, 18 "
         "and 24, and their code returned the last one four times), [6, 12, 18, 24] is what they meant",
     )
@@ -220,10 +218,8 @@ class Mutual(Localiser):
     strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
         (8, 16), min_length=1, max_length=4, description="levels that are compared"
     )
-    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] | None = Field(
+    layers: Layers | None = Field(
         None,
-        min_length=1,
-        max_length=100,
         description="blocks or stages that are compared, in ascending order, counted from 1, in place of those of "
         "`strides`; a plain transformer has one stride (MuSc: 6, 12, 18, 24 of 24)",
     )
@@ -348,10 +344,8 @@ class UniAdet(TrainedClip):
         description="what looks: CLIP, or a network of features as mutual scoring has it; `backbone` names either",
     )
     activation: Literal["gelu", "quickgelu"] = Field("quickgelu", description="as OpenAI's weights were trained")
-    layers: tuple[Annotated[Whole, Field(ge=1, le=1000)], ...] = Field(
+    layers: Layers = Field(
         (12, 15, 18, 21, 24),
-        min_length=1,
-        max_length=100,
         description="blocks, or levels of the network of features, in ascending order, counted from 1",
     )
     prompts: Literal["none"] = "none"

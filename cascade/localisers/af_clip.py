@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.localisers.on_clip import OnClip
 from cascade.localisers.protocol import AnomalyMap, Kept, Networks, Trainable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AfClip(Trainable):
+class AfClip(OnClip, Trainable):
     """One look at a square; tokens of several blocks, each alone and averaged with 3 x 3 and 5 x 5 neighbours.
 
     Attributes:
@@ -44,12 +45,6 @@ class AfClip(Trainable):
     precision: Literal["fp32", "bf16"]
     sigma: float
 
-    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """CLIP's normalisation, [3, side, side] float32."""
-        from cascade.backbones.clip.backbone import image_tensor
-
-        return [image_tensor(square) for square in squares]
-
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """``tokens`` [B, L, 1 + grid², width] float32."""
         import torch
@@ -63,7 +58,7 @@ class AfClip(Trainable):
         """``tokens`` as float16."""
         width = networks.clip_config["vision_cfg"]["width"]
         networks.clip(self.sides[0])
-        return {"tokens": Kept((len(self.layers), 1 + self._grid(networks) ** 2, width), "float16")}
+        return {"tokens": Kept((len(self.layers), 1 + self.grid(networks) ** 2, width), "float16")}
 
     def compare(
         self,
@@ -87,7 +82,7 @@ class AfClip(Trainable):
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
         """``logits`` [2, grid, grid] float32."""
-        grid = self._grid(networks)
+        grid = self.grid(networks)
         networks.clip(self.sides[0])
         self.adapter(networks)
         return {"logits": Kept((2, grid, grid), "float32")}
@@ -128,10 +123,6 @@ class AfClip(Trainable):
         from cascade.localisers.neighbour_tokens import build_af_adapter, misfit
 
         return networks.trained(self.TRAINED, build_af_adapter, lambda adapter: misfit(adapter, networks.clip_config))
-
-    def _grid(self, networks: Networks) -> int:
-        patch: int = networks.clip_config["vision_cfg"]["patch_size"]
-        return self.sides[0] // patch
 
 
 LOCALISER = AfClip

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.localisers.on_clip import OnClip
 from cascade.localisers.protocol import AnomalyMap, Kept, Networks, Trainable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AnomalyClip(Trainable):
+class AnomalyClip(OnClip, Trainable):
     """One look at a square, in which DPAM runs beside the last blocks.
 
     Attributes:
@@ -45,12 +46,6 @@ class AnomalyClip(Trainable):
     precision: Literal["fp32", "bf16"]
     sigma: float
 
-    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """CLIP's normalisation, [3, side, side] float32."""
-        from cascade.backbones.clip.backbone import image_tensor
-
-        return [image_tensor(square) for square in squares]
-
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """``cells`` [B, L, grid², D] and ``pooled`` [B, D], in the space of text; float32."""
         import torch
@@ -65,7 +60,7 @@ class AnomalyClip(Trainable):
         dimension = networks.clip_config["embed_dim"]
         networks.clip(self.sides[0])
         return {
-            "cells": Kept((len(self.layers), self._grid(networks) ** 2, dimension), "float16"),
+            "cells": Kept((len(self.layers), self.grid(networks) ** 2, dimension), "float16"),
             "pooled": Kept((dimension,), "float32"),
         }
 
@@ -89,7 +84,7 @@ class AnomalyClip(Trainable):
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
         """``logits`` [L, 2, grid, grid] float32."""
-        grid = self._grid(networks)
+        grid = self.grid(networks)
         networks.clip(self.sides[0])
         self.adapter(networks)
         return {"logits": Kept((len(self.layers), 2, grid, grid), "float32")}
@@ -130,10 +125,6 @@ class AnomalyClip(Trainable):
         from cascade.localisers.learned_prompts import build_prompts, misfit
 
         return networks.trained(self.TRAINED, build_prompts, lambda prompts: misfit(prompts, networks.clip_config))
-
-    def _grid(self, networks: Networks) -> int:
-        patch: int = networks.clip_config["vision_cfg"]["patch_size"]
-        return self.sides[0] // patch
 
 
 LOCALISER = AnomalyClip

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.localisers.linear import Linear
+from cascade.localisers.on_clip import OnClip
 from cascade.localisers.protocol import AnomalyMap, Kept, Networks
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AprilGan(Linear):
+class AprilGan(OnClip, Linear):
     """CLIP looks at each of ``sides``, and the logits of all are averaged on the finest grid.
 
     Attributes:
@@ -41,12 +42,6 @@ class AprilGan(Linear):
     sides: tuple[int, ...]
     layers: tuple[int, ...]
     precision: Literal["fp32", "bf16"]
-
-    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """CLIP's normalisation, [3, side, side] float32 for each side."""
-        from cascade.backbones.clip.backbone import image_tensor
-
-        return [image_tensor(square) for square in squares]
 
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """``tokens_<side>`` [B, L, 1 + grid², width] for each side, and ``pooled`` [B, D] of the first; float32."""

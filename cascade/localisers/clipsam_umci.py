@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.localisers.april_gan import AprilGan
+from cascade.localisers.on_clip import OnClip
 from cascade.localisers.protocol import AnomalyMap, Kept, Networks, Trainable
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClipSamUmci(Trainable):
+class ClipSamUmci(OnClip, Trainable):
     """Tokens of a few blocks in attention with the words, along strips and at two scales. Our reading.
 
     Attributes:
@@ -44,10 +45,6 @@ class ClipSamUmci(Trainable):
     sides: tuple[int, ...]
     layers: tuple[int, ...]
     precision: Literal["fp32", "bf16"]
-
-    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """As APRIL-GAN's."""
-        return self._plain.inputs(squares)
 
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """As APRIL-GAN's: ``tokens_<side>`` [B, L, 1 + grid², width] and ``pooled`` [B, D]; float32."""
@@ -77,7 +74,7 @@ class ClipSamUmci(Trainable):
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
         """``logits`` [L, 2, grid, grid] float32."""
-        grid = self.sides[0] // networks.clip_config["vision_cfg"]["patch_size"]
+        grid = self.grid(networks)
         networks.clip(self.sides[0])
         self.adapter(networks)
         return {"logits": Kept((len(self.layers), 2, grid, grid), "float32")}

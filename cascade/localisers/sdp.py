@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.localisers.protocol import AnomalyMap, Kept, Localiser, Networks
+from cascade.localisers.on_clip import OnClip
+from cascade.localisers.protocol import AnomalyMap, Kept, Networks
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ _TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True)
-class Sdp(Localiser):
+class Sdp(OnClip):
     """Staged dual path.
 
     Attributes:
@@ -56,12 +57,6 @@ class Sdp(Localiser):
     dbscan_min_samples: int
     sigma: float
     precision: Literal["fp32", "bf16"]
-
-    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """CLIP's normalisation, [3, side, side] float32."""
-        from cascade.backbones.clip.backbone import image_tensor
-
-        return [image_tensor(square) for square in squares]
 
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """``surgery`` [B, L, 1 + grid², D] float32: the second path's tokens in the space of text, not normalised."""
@@ -141,10 +136,6 @@ class Sdp(Localiser):
         published = smoothed(torch.from_numpy(arrays["similarity"]), self.sides[0], self.sigma, size)
         margin = 2 * _TEMPERATURE * published / len(self.layers)  # the normal text's similarity is the negative
         return AnomalyMap(((1 + margin / (1 + np.abs(margin))) / 2).astype(np.float32), published)
-
-    def grid(self, networks: Networks) -> int:
-        """Cells along a side."""
-        return int(self.sides[0] // networks.clip_config["vision_cfg"]["patch_size"])
 
 
 LOCALISER = Sdp

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.localisers.protocol import AnomalyMap, Kept, Localiser, Networks
+from cascade.localisers.on_clip import OnClip
+from cascade.localisers.protocol import AnomalyMap, Kept, Networks
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,10 @@ TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True)
-class WinClip(Localiser):
+class WinClip(OnClip):
     """Windows of each of ``scales``, and the whole image.
+
+    Anomalib scales float images, whose overshoot at edges it keeps; here a square has 8 bits.
 
     Attributes:
         sides: of CLIP's square input in pixels, one.
@@ -43,15 +46,6 @@ class WinClip(Localiser):
     scales: tuple[int, ...]
     precision: Literal["fp32", "bf16"]
 
-    def inputs(self, squares: Sequence[NDArray[np.uint8]]) -> list[torch.Tensor]:
-        """CLIP's normalisation, [3, side, side] float32.
-
-        Anomalib scales float images, whose overshoot at edges it keeps; here a square has 8 bits.
-        """
-        from cascade.backbones.clip.backbone import image_tensor
-
-        return [image_tensor(square) for square in squares]
-
     def look(self, networks: Networks, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """``pooled`` [B, D], and ``windows_<scale>`` [B, (grid − scale + 1)², D] for each scale; float32."""
         from cascade.backbones.clip.windows import window_features
@@ -62,7 +56,7 @@ class WinClip(Localiser):
 
     def look_arrays(self, networks: Networks) -> dict[str, Kept]:
         """``pooled`` as float32 and the windows as float16."""
-        grid, width = self._grid(networks), networks.clip_config["embed_dim"]
+        grid, width = self.grid(networks), networks.clip_config["embed_dim"]
         networks.clip(self.sides[0])
         windows = {f"windows_{scale}": Kept(((grid - scale + 1) ** 2, width), "float16") for scale in self.scales}
         return {"pooled": Kept((width,), "float32"), **windows}
@@ -89,7 +83,7 @@ class WinClip(Localiser):
         import torch
 
         assert texts is not None
-        grid = self._grid(networks)
+        grid = self.grid(networks)
         with torch.inference_mode():
             whole = abnormal_probability(looks["pooled"][:, None], texts)
             found = [whole[:, :, None].expand(-1, grid, grid)]
@@ -99,7 +93,7 @@ class WinClip(Localiser):
 
     def arrays(self, networks: Networks) -> dict[str, Kept]:
         """``scores`` [1 + S, grid, grid] float32."""
-        grid = self._grid(networks)
+        grid = self.grid(networks)
         networks.clip(self.sides[0])
         return {"scores": Kept((1 + len(self.scales), grid, grid), "float32")}
 
@@ -109,9 +103,6 @@ class WinClip(Localiser):
 
         values = score_map(torch.from_numpy(arrays["scores"])[None], size)[0].numpy()
         return AnomalyMap(values, values)
-
-    def _grid(self, networks: Networks) -> int:
-        return int(self.sides[0] // networks.clip_config["vision_cfg"]["patch_size"])
 
 
 def abnormal_probability(features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
