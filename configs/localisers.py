@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, Tag, field_validator
+from pydantic import AfterValidator, Field, Tag
 
 from cascade.configs.section import BatchSize, Fraction, Precision, Real, Section, Switch, Whole, named
 from cascade.storage.errors import ConfigError
 
 ClipSide = Annotated[Whole, Field(ge=16, le=4096)]
-Layers = Annotated[tuple[Annotated[Whole, Field(ge=1, le=1000)], ...], Field(min_length=1, max_length=100)]
-"""Blocks or levels, counted from 1."""
 
 
-def ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
     """The same blocks, if they are in order."""
     if list(layers) != sorted(set(layers)):
         raise ValueError(f"{list(layers)}: name the blocks in ascending order, each once")
     return layers
+
+
+Layers = Annotated[
+    tuple[Annotated[Whole, Field(ge=1, le=1000)], ...],
+    Field(min_length=1, max_length=100),
+    AfterValidator(_ascending),
+]
+"""Blocks or levels, counted from 1."""
 
 
 class Localiser(Section):
@@ -108,11 +114,6 @@ class ClipBlocks(ClipLocaliser):
     LOOK = (*ClipLocaliser.LOOK, "layers")
 
     layers: Layers = Field((6, 12, 18, 24), description="blocks in ascending order, counted from 1")
-
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        return ascending(layers)
 
 
 class TrainedClip(ClipBlocks):
@@ -256,11 +257,6 @@ class Mutual(Localiser):
     )
     keep: Literal["tokens"] = Field("tokens", description="what is seen of each image is kept for the others")
     precision: Literal["fp32"] = "fp32"
-
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return layers if layers is None else ascending(layers)
 
     def _idle(self) -> set[str]:
         return {"layers"} if self.layers is None else {"strides"}
