@@ -4,9 +4,9 @@
     python -m benchmarks.matrix --train DIR --data DIR --write   # and makes this table the committed one
 
 A row is the last step of one localiser, one refiner and one category; ``mean`` is the mean of the categories.
-Weights of a localiser's own are trained once on ``--train`` by its published recipe, and kept in the store; those that
-ship with the package (APRIL-GAN's) are used as they are. ``seconds`` is ``Segmenter.predict_batch`` on the first images
-of one category, encoders included, decoded before, after a call on the fewest that it takes. ``against`` is the mean's
+Weights of a localiser's own are trained on ``--train`` by its published recipe, anew in each call; those that ship
+with the package (APRIL-GAN's) are used as they are. ``seconds`` is ``Segmenter.predict_batch`` on the first images of
+one category, encoders included, decoded before, after a call on the fewest that it takes. ``against`` is the mean's
 difference in pixel AP from APRIL-GAN with the same refiner, with the ends of its 95 % interval over images; maps alone
 are steps of different names, and are not compared.
 
@@ -16,6 +16,7 @@ Where images judged each other ``n_batch`` says how many; such a row is not to b
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
@@ -28,16 +29,19 @@ from rich.console import Console
 from benchmarks.quality import LAST, METRICS
 from cascade import Segmenter
 from cascade.configs.loader import load_experiment
+from cascade.configs.schema import Experiment
+from cascade.configs.settings import Settings
 from cascade.flows.run.experiment import Evaluation, run_experiment
 from cascade.flows.run.progress import RichReporter
-from cascade.flows.train import train_config, train_method, trained_methods
+from cascade.flows.train import train_config, train_method
 from cascade.flows.watch.compare import compare_runs
 from cascade.storage.datasets import read_image
 from cascade.storage.errors import ConfigError
+from cascade.tasks.execution.weights import missing_weights
 from cascade.tasks.stage import Run
 from cascade.tasks.tables.batch import COLUMN
+from cascade.tasks.training.provenance import card_of
 
-_MUTUAL = ("strides=[8,16,32]", "grid=32", "neighbourhoods=[1,3]", "descriptors=mean", "reference_cells=half")
 LOCALISERS: dict[str, tuple[str, ...]] = {
     "april_gan": (),
     "winclip": ("localise.method=winclip",),
@@ -53,10 +57,10 @@ LOCALISERS: dict[str, tuple[str, ...]] = {
         "localise.backbone=efficientnet_lite0",
         "localise.layers=[2,3,4]",
     ),
-    "mutual": ("localise.method=mutual", *(f"localise.{each}" for each in (*_MUTUAL, "zero=median"))),
+    "mutual": ("localise.method=mutual",),
     "fused": (),
 }
-"""What each sets, beside the preset ``mini``; ``fused`` is ``mini_batch``."""
+"""What each sets, beside the preset ``mini``; ``fused`` is ``mini_batch``, whose batch ``mutual`` has alone."""
 REFINERS = ("none", "cps", "persam", "mmr")
 COLUMNS = ("localiser", "refiner", "category", *METRICS, COLUMN, "seconds", "against", "against_low", "against_high")
 BASELINE = "april_gan"
@@ -64,26 +68,28 @@ TIMED = 8
 """Images that are timed."""
 
 
-def experiment_of(localiser: str, *settings: str) -> list[str]:
-    """The settings of a localiser on the mini networks."""
-    return [*LOCALISERS[localiser], *settings]
-
-
-def preset_of(localiser: str) -> str:
-    """The preset that a localiser's settings change."""
-    return "mini_batch" if localiser == "fused" else "mini"
+def experiment_of(localiser: str, data: Path, *settings: str) -> Experiment:
+    """A localiser on the mini networks, and photographs."""
+    chosen = [f"dataset.path={data}", *LOCALISERS[localiser], *settings]
+    if localiser == "mutual":
+        batch = load_experiment("mini_batch").localise.batch.model_dump(
+            mode="json", exclude={"method"}, exclude_defaults=True
+        )
+        chosen += [f"localise.{name}={json.dumps(value)}" for name, value in batch.items()]
+    return load_experiment("mini_batch" if localiser == "fused" else "mini", chosen)
 
 
 def trained(localiser: str, train: Path, store: Path, reporter: RichReporter) -> list[str]:
-    """The setting that names a localiser's own weights, trained now unless they are there; none if it needs none."""
-    experiment = load_experiment(preset_of(localiser), experiment_of(localiser, f"dataset.path={train}"))
-    method = experiment.localise.method
-    if localiser in ("april_gan", "fused") or method not in trained_methods():
+    """The setting that names a localiser's own weights, trained now; none if it needs none, or they are shipped."""
+    experiment = experiment_of(localiser, train)
+    if "adapter" not in missing_weights(experiment, Settings().weights):
         return []
     path = (store / "matrix" / f"{localiser.replace(' ', '_')}.safetensors").resolve()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        train_method(experiment, train_config([], method), path, store=store, observer=reporter)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # of another call, and so perhaps of other photographs or another CLIP
+        path.unlink()
+        card_of(path).unlink(missing_ok=True)
+    train_method(experiment, train_config([], experiment.localise.method), path, store=store, observer=reporter)
     return [f"localise.adapter={path}"]
 
 
@@ -122,8 +128,7 @@ def matrix(
         try:
             weights = trained(localiser, train, store, reporter)
             for refiner in refiners:
-                settings = [f"dataset.path={data}", f"refine.method={refiner}", *weights]
-                experiment = load_experiment(preset_of(localiser), experiment_of(localiser, *settings))
+                experiment = experiment_of(localiser, data, f"refine.method={refiner}", *weights)
                 folder = store / "matrix" / f"{localiser.replace(' ', '_')}-{refiner}"
                 shutil.rmtree(folder, ignore_errors=True)
                 found = run_experiment(experiment, store=store, out=folder, engine="local", observer=reporter)
